@@ -1,0 +1,3 @@
+pub fn run(_arguments: &[String]) -> anyhow::Result<()> {
+    anyhow::bail!("not built yet")
+}

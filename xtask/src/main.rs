@@ -1,0 +1,50 @@
+//! Developer tasks. One match, one file per task.
+
+use std::process::ExitCode;
+
+mod build;
+mod build_ebpf;
+mod ci;
+mod demo;
+mod lint;
+mod packages;
+mod test;
+mod toolchain;
+
+const USAGE: &str = "\
+usage: cargo xtask TASK
+
+  build        build the kernel programs and the sluice binary
+  build-ebpf   build the kernel programs alone
+  demo         install what is missing, build, and show the whole path [--keep]
+  test         every test, privileged ones included (root)
+  lint         formatting and clippy, host and kernel code
+  ci           what the gate runs [--fuzz: each fuzz target for 60 s]
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let (task, rest) = match arguments.split_first() {
+        Some((task, rest)) => (task.as_str(), rest),
+        None => ("", &[][..]),
+    };
+    let outcome = match task {
+        "build" => build::run(rest),
+        "build-ebpf" => build_ebpf::run(rest),
+        "demo" => demo::run(rest),
+        "test" => test::run(rest),
+        "lint" => lint::run(rest),
+        "ci" => ci::run(rest),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
