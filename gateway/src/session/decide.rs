@@ -311,8 +311,8 @@ fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
         text,
         rule,
         verbs: statement
-            .verbs
-            .iter()
+            .effects
+            .keys()
             .map(|verb| verb.action().to_owned())
             .collect(),
         tables: tables.into_iter().collect(),

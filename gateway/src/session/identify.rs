@@ -193,23 +193,12 @@ fn prove(agent: &Agent, identities: &Identities) -> Result<Principal, Denial> {
         .keyrings
         .get(&agent.issuer.name)
         .ok_or_else(|| unknown_issuer(agent))?;
-    let token = token::read_token(agent).map_err(refuse)?;
-    let claims = keyring
-        .verify(token.expose(), SystemTime::now())
-        .map_err(refuse)?;
-    agent_subject(agent, &claims.subject).map_err(refuse)?;
+    let claims = token::authenticate(agent, keyring, SystemTime::now()).map_err(refuse)?;
     Ok(Principal {
         agent: agent.name.clone(),
         subject: claims.subject,
         groups: claims.groups,
     })
-}
-
-fn agent_subject(agent: &Agent, subject: &str) -> Result<(), token::TokenError> {
-    match &agent.subject {
-        Some(expected) if expected != subject => Err(token::TokenError::WrongSubject),
-        _ => Ok(()),
-    }
 }
 
 fn unknown_issuer(agent: &Agent) -> Denial {

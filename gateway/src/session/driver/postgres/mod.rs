@@ -155,7 +155,7 @@ impl Opening {
     fn deny(&self, stage: Stage, denial: &Denial, gateway: &Gateway) {
         tracing::warn!(session = %self.session, agent = self.who.agent, rule = denial.rule, "session refused");
         let event = denial_event(Some(self.session), &self.who, stage, None, None, denial);
-        if let Err(error) = gateway.log.append(&event, SystemTime::now()) {
+        if let Err(error) = gateway.log.append(&event) {
             tracing::error!(%error, "a denial could not be written");
         }
     }
@@ -336,20 +336,17 @@ impl Opening {
             &meta,
             SystemTime::now(),
         )?;
-        gateway.log.append(
-            &Event::SessionOpen {
-                session: self.session,
-                who: self.who.clone(),
-                original: self.original.to_string(),
-                policy_sha256: gateway.policies.hash.clone(),
-                rule,
-                upstream: dial.address.to_string(),
-                backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
-                tls: connection.tls,
-                recording: format!("{}.slrec", self.session),
-            },
-            SystemTime::now(),
-        )?;
+        gateway.log.append(&Event::SessionOpen {
+            session: self.session,
+            who: self.who.clone(),
+            original: self.original.to_string(),
+            policy_sha256: gateway.policies.hash.clone(),
+            rule,
+            upstream: dial.address.to_string(),
+            backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
+            tls: connection.tls,
+            recording: format!("{}.slrec", self.session),
+        })?;
         Ok(Recorder::new(
             Arc::clone(&gateway.log),
             self.session,
