@@ -19,14 +19,25 @@ fn a_drop_table_is_refused_with_advice_and_the_session_goes_on() {
         &gateway,
         "\\set VERBOSITY verbose\nDROP TABLE orders;\nSELECT 'still here', pg_backend_pid();\n",
     );
-    let seen = seen.complains("ERROR:  42501:").complains("DETAIL:").complains("HINT:");
+    let seen = seen
+        .complains("ERROR:  42501:")
+        .complains("DETAIL:")
+        .complains("HINT:");
     seen.prints("still here");
     assert_eq!(server.admin("SELECT count(*) FROM orders"), "40");
 
     let denied = gateway.event("deny");
     assert_eq!(denied.text("stage"), "statement", "{denied}");
     assert_eq!(denied.text("statement"), "DROP TABLE orders", "{denied}");
-    for member in ["rule", "reason", "hint", "session", "who.agent", "who.subject", "who.target"] {
+    for member in [
+        "rule",
+        "reason",
+        "hint",
+        "session",
+        "who.agent",
+        "who.subject",
+        "who.target",
+    ] {
         assert_ne!(denied.text(member), "", "{member} is missing: {denied}");
     }
     let opened: Vec<_> = gateway.wait_for(1, "session.open");
@@ -61,14 +72,27 @@ fn every_kind_of_write_is_refused() {
     ];
     let mut script = String::from("\\set VERBOSITY verbose\n");
     for (number, write) in writes.iter().enumerate() {
-        script.push_str(&format!("{};\nSELECT 'after', {number};\n", write.replace("; ", "\\; ")));
+        script.push_str(&format!(
+            "{};\nSELECT 'after', {number};\n",
+            write.replace("; ", "\\; ")
+        ));
     }
     let seen = psql_script(&gateway, &script);
-    assert_eq!(seen.stderr.matches("ERROR:  42501:").count(), writes.len(), "{seen}");
+    assert_eq!(
+        seen.stderr.matches("ERROR:  42501:").count(),
+        writes.len(),
+        "{seen}"
+    );
     for number in 0..writes.len() {
-        assert!(seen.text().contains(&format!("after|{number}\n")), "{number}: {seen}");
+        assert!(
+            seen.text().contains(&format!("after|{number}\n")),
+            "{number}: {seen}"
+        );
     }
-    assert_eq!(server.admin("SELECT count(*), sum(stock) FROM products"), before);
+    assert_eq!(
+        server.admin("SELECT count(*), sum(stock) FROM products"),
+        before
+    );
     gateway.wait_for(writes.len(), "deny");
 }
 

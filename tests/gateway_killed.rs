@@ -26,7 +26,15 @@ fn agents_are_refused_others_connect_and_a_restart_mends_it() {
     }
     let address = server.address("127.0.0.1");
     server
-        .directly(["psql", "-X", "-At", "-d", &address, "-c", "SELECT 'untouched'"])
+        .directly([
+            "psql",
+            "-X",
+            "-At",
+            "-d",
+            &address,
+            "-c",
+            "SELECT 'untouched'",
+        ])
         .succeeds()
         .prints("untouched");
 

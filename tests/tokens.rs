@@ -18,12 +18,22 @@ const CASES: &[Case] = &[
     ("missing", Wrong::Missing, "token:missing"),
     (
         "expired",
-        Wrong::Token(|issuer| issuer.token_for(SUBJECT).with("exp", unix_now() - 120).sign()),
+        Wrong::Token(|issuer| {
+            issuer
+                .token_for(SUBJECT)
+                .with("exp", unix_now() - 120)
+                .sign()
+        }),
         "token:expired",
     ),
     (
         "not valid yet",
-        Wrong::Token(|issuer| issuer.token_for(SUBJECT).with("nbf", unix_now() + 600).sign()),
+        Wrong::Token(|issuer| {
+            issuer
+                .token_for(SUBJECT)
+                .with("nbf", unix_now() + 600)
+                .sign()
+        }),
         "token:not-yet-valid",
     ),
     (
@@ -33,7 +43,12 @@ const CASES: &[Case] = &[
     ),
     (
         "by another issuer",
-        Wrong::Token(|issuer| issuer.token_for(SUBJECT).with("iss", "https://evil.test").sign()),
+        Wrong::Token(|issuer| {
+            issuer
+                .token_for(SUBJECT)
+                .with("iss", "https://evil.test")
+                .sign()
+        }),
         "token:wrong-issuer",
     ),
     (
@@ -43,7 +58,11 @@ const CASES: &[Case] = &[
     ),
     (
         "signed by another key",
-        Wrong::Token(|_| Issuer::signing_with(Algorithm::ES256).token_for(SUBJECT).sign()),
+        Wrong::Token(|_| {
+            Issuer::signing_with(Algorithm::ES256)
+                .token_for(SUBJECT)
+                .sign()
+        }),
         "token:bad-signature",
     ),
     (
@@ -58,7 +77,11 @@ const CASES: &[Case] = &[
     ),
     (
         "signed with another kind of key than the published one",
-        Wrong::Token(|_| Issuer::signing_with(Algorithm::RS256).token_for(SUBJECT).sign()),
+        Wrong::Token(|_| {
+            Issuer::signing_with(Algorithm::RS256)
+                .token_for(SUBJECT)
+                .sign()
+        }),
         "token:",
     ),
     (
@@ -71,9 +94,17 @@ const CASES: &[Case] = &[
         Wrong::Token(|issuer| issuer.token_for(SUBJECT).without("aud").sign()),
         "token:missing-claim",
     ),
-    ("no token at all", Wrong::Token(|_| "not.a.token".to_owned()), "token:malformed"),
+    (
+        "no token at all",
+        Wrong::Token(|_| "not.a.token".to_owned()),
+        "token:malformed",
+    ),
     ("an empty file", Wrong::Token(|_| String::new()), "token:"),
-    ("a huge file", Wrong::Token(|_| "x".repeat(100_000)), "token:too-large"),
+    (
+        "a huge file",
+        Wrong::Token(|_| "x".repeat(100_000)),
+        "token:too-large",
+    ),
 ];
 
 #[test]
@@ -97,7 +128,9 @@ fn no_session_without_a_valid_token() {
     }
     assert_eq!(gateway.events().count("session.open"), 0);
     assert!(
-        !server.log().contains("connection authorized: user=shop_app"),
+        !server
+            .log()
+            .contains("connection authorized: user=shop_app"),
         "the database was reached:\n{}",
         server.log()
     );

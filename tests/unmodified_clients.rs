@@ -93,9 +93,13 @@ fn psql_writes_where_it_may() {
 fn psql_sees_the_same(server: &Postgres, gateway: &Gateway, script: &str) {
     let words = psql_words(&gateway.address("127.0.0.1"), []);
     // psql's own alignment is part of what a person sees: leave out the two words that turn it off.
-    let words = words.iter().filter(|word| !["-A", "-t"].contains(&word.as_str()));
+    let words = words
+        .iter()
+        .filter(|word| !["-A", "-t"].contains(&word.as_str()));
     let mut direct = Command::new("psql");
-    direct.args(words.clone().skip(1)).env("PGPASSWORD", PASSWORD);
+    direct
+        .args(words.clone().skip(1))
+        .env("PGPASSWORD", PASSWORD);
     let expected = run_with_input(direct, script.as_bytes()).succeeds();
     let seen = run_with_input(gateway.agent_command(words), script.as_bytes()).succeeds();
     same(&expected, &seen);

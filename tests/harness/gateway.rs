@@ -6,7 +6,7 @@
 
 use std::ffi::OsStr;
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -36,19 +36,15 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// What a test may choose before the gateway starts.
 pub struct Setup {
     database: u16,
-    policy: PolicyChoice,
+    policy: &'static str,
     masks: Vec<(String, String)>,
     tls: String,
     authority: Option<String>,
     password: String,
     issuer: Issuer,
     max_sessions: usize,
+    storage: Option<&'static str>,
     algorithms: String,
-}
-
-enum PolicyChoice {
-    Shipped(&'static str),
-    Text(String),
 }
 
 /// An installation whose gateway runs (until the test kills it).
@@ -62,6 +58,7 @@ pub struct Gateway {
     secrets: Secrets,
     running: Option<Running>,
     stderr: String,
+    mounted: Option<PathBuf>,
 }
 
 struct Running {
@@ -72,28 +69,28 @@ struct Running {
 impl Setup {
     /// A gateway in front of the shop: report-bot may read, card numbers are masked.
     pub fn in_front_of(server: &Postgres) -> Setup {
+        Self::in_front_of_port(server.port())
+    }
+
+    /// The same in front of whatever listens on a loopback port.
+    pub fn in_front_of_port(port: u16) -> Setup {
         Setup {
-            database: server.port(),
-            policy: PolicyChoice::Shipped("read-only"),
+            database: port,
+            policy: "read-only",
             masks: vec![mask("public.customers.card_number", "keep_last(4)")],
             tls: r#"{ mode = "disable" }"#.to_owned(),
             authority: None,
             password: postgres::PASSWORD.to_owned(),
             issuer: Issuer::signing_with(Algorithm::ES256),
             max_sessions: 100,
+            storage: None,
             algorithms: r#"["RS256", "ES256", "EdDSA"]"#.to_owned(),
         }
     }
 
     /// Uses another of the profiles in /policies.
     pub fn policy(mut self, name: &'static str) -> Self {
-        self.policy = PolicyChoice::Shipped(name);
-        self
-    }
-
-    /// Uses Cedar policies written in the test.
-    pub fn policy_text(mut self, text: &str) -> Self {
-        self.policy = PolicyChoice::Text(text.to_owned());
+        self.policy = name;
         self
     }
 
@@ -130,6 +127,12 @@ impl Setup {
         self
     }
 
+    /// Keeps log and recordings on a file system of this size, so that it can be full.
+    pub fn storage_of(mut self, size: &'static str) -> Self {
+        self.storage = Some(size);
+        self
+    }
+
     /// Serves fewer sessions at once.
     pub fn max_sessions(mut self, limit: usize) -> Self {
         self.max_sessions = limit;
@@ -155,7 +158,7 @@ impl Setup {
         // Agents run programs from here; what they must not read is protected file by file.
         open_to_all(root.path());
         let mount = cgroup::mount();
-        let gateway = Gateway {
+        let mut gateway = Gateway {
             groups: [
                 mount.join(format!("{name}-agents.slice")),
                 mount.join(format!("{name}.slice")),
@@ -167,23 +170,21 @@ impl Setup {
             issuer: self.issuer,
             running: None,
             stderr: String::new(),
+            mounted: None,
             root,
         };
-        gateway.write_private("etc/sluice/credentials/shop", &format!("{}\n", self.password));
+        gateway.write_private(
+            "etc/sluice/credentials/shop",
+            &format!("{}\n", self.password),
+        );
         gateway.write("etc/sluice/jwks.json", &gateway.issuer.jwks());
         if let Some(authority) = &self.authority {
             gateway.write("etc/sluice/ca.pem", authority);
         }
-        match &self.policy {
-            PolicyChoice::Text(text) => gateway.write("etc/sluice/policies/test.cedar", text),
-            PolicyChoice::Shipped(profile) => gateway.write(
-                &format!("etc/sluice/policies/{profile}.cedar"),
-                &fs::read_to_string(
-                    super::repository().join(format!("policies/{profile}.cedar")),
-                )
-                .expect("the profile ships with the repository"),
-            ),
-        }
+        let profile = format!("policies/{}.cedar", self.policy);
+        let policies = fs::read_to_string(super::repository().join(&profile))
+            .expect("the profile ships with the repository");
+        gateway.write(&format!("etc/sluice/{profile}"), &policies);
         let masks: String = self
             .masks
             .iter()
@@ -228,6 +229,9 @@ credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" 
         gateway.write("etc/sluice/sluice.toml", &config);
         let token = gateway.issuer.token_for(SUBJECT).sign();
         gateway.issue(&token);
+        if let Some(size) = self.storage {
+            gateway.mount_storage(size);
+        }
         gateway
     }
 }
@@ -248,7 +252,7 @@ impl Gateway {
     pub fn start(&mut self) {
         assert!(self.running.is_none(), "the gateway runs already");
         let mut child = self
-            .command(["run"])
+            .sluice_command(["run"])
             .env("RUST_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -304,7 +308,10 @@ impl Gateway {
         let stderr = running.stderr.join().expect("the reader does not panic");
         let stderr = String::from_utf8_lossy(&stderr).into_owned();
         self.stderr.push_str(&stderr);
-        assert!(ended || thread::panicking(), "sluice run did not end on {signal}:\n{stderr}");
+        assert!(
+            ended || thread::panicking(),
+            "sluice run did not end on {signal}:\n{stderr}"
+        );
         stderr
     }
 
@@ -328,14 +335,18 @@ impl Gateway {
 
     /// Gives the agent a token.
     pub fn issue(&self, token: &str) {
-        self.secrets.add(token);
+        self.secrets.add_token(token);
         self.write_private(&format!("run/sluice/tokens/{AGENT}.jwt"), token);
     }
 
     /// Takes the agent's token away.
     pub fn withdraw_token(&self) {
-        fs::remove_file(self.root.path().join(format!("run/sluice/tokens/{AGENT}.jwt")))
-            .expect("the agent had a token");
+        fs::remove_file(
+            self.root
+                .path()
+                .join(format!("run/sluice/tokens/{AGENT}.jwt")),
+        )
+        .expect("the agent had a token");
     }
 
     /// Runs a program as the agent, unmodified, with nothing of Sluice in its words.
@@ -346,8 +357,11 @@ impl Gateway {
 
     /// The same, to be started by the test itself.
     pub fn agent_command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        let mut command = self.command(["exec", "--agent", AGENT, "--"]);
-        command.args(words).current_dir("/").env("HOME", "/nonexistent");
+        let mut command = self.sluice_command(["exec", "--agent", AGENT, "--"]);
+        command
+            .args(words)
+            .current_dir("/")
+            .env("HOME", "/nonexistent");
         command
     }
 
@@ -359,11 +373,7 @@ impl Gateway {
 
     /// The same, dialling the database at another address.
     #[track_caller]
-    pub fn psql_at<'a>(
-        &self,
-        host: &str,
-        statements: impl IntoIterator<Item = &'a str>,
-    ) -> Ended {
+    pub fn psql_at<'a>(&self, host: &str, statements: impl IntoIterator<Item = &'a str>) -> Ended {
         self.as_agent(psql_words(&self.address(host), statements))
     }
 
@@ -380,10 +390,11 @@ impl Gateway {
     /// Runs one of the operator's commands on this installation.
     #[track_caller]
     pub fn sluice<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ended {
-        run(self.command(words))
+        run(self.sluice_command(words))
     }
 
-    fn command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+    /// The same, to be started by the test itself.
+    pub fn sluice_command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
         command.arg("--root").arg(self.root.path()).args(words);
         command
@@ -419,6 +430,34 @@ impl Gateway {
         self.root.path().join("var/lib/sluice/recordings")
     }
 
+    /// The agents' parent control group.
+    pub fn agents_group(&self) -> &Path {
+        &self.groups[0]
+    }
+
+    /// From now on finding `secret` outside fails the test.
+    pub fn is_secret(&self, secret: &str) {
+        self.secrets.add(secret);
+    }
+
+    /// Leaves no byte of the storage's file system free.
+    pub fn fill_storage(&self) {
+        let storage = self.mounted.as_ref().expect("the storage has a size");
+        let mut filler = fs::File::create(storage.join("filler")).expect("it is mounted");
+        while filler.write_all(&[0; 512]).is_ok() {}
+    }
+
+    fn mount_storage(&mut self, size: &str) {
+        let storage = self.root.path().join("var/lib/sluice");
+        fs::create_dir_all(&storage).expect("the root is writable");
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(&storage);
+        run(mount).succeeds();
+        self.mounted = Some(storage);
+    }
+
     /// A folder below the installation that agents can read.
     pub fn public_folder(&self, name: &str) -> PathBuf {
         let folder = self.root.path().join(name);
@@ -433,7 +472,9 @@ impl Gateway {
         if let Ok(recordings) = fs::read_dir(self.recordings()) {
             places.extend(recordings.flatten().map(|entry| entry.path()));
         }
-        let mut found = self.secrets.found_in("the gateway's stderr", self.stderr.as_bytes());
+        let mut found = self
+            .secrets
+            .found_in("the gateway's stderr", self.stderr.as_bytes());
         for place in places {
             let bytes = fs::read(&place).unwrap_or_default();
             found.extend(self.secrets.found_in(&place.display().to_string(), &bytes));
@@ -489,18 +530,18 @@ impl Drop for Gateway {
             complaints = self.complaints();
         }
         cgroup::remove(&self.groups[0]);
-        let _ = self.command(["guard", "unload"]).output();
+        let _ = self.sluice_command(["guard", "unload"]).output();
         cgroup::remove(&self.groups[1]);
         let _ = fs::remove_dir_all(&self.pins);
+        if let Some(storage) = &self.mounted {
+            let _ = Command::new("umount").arg(storage).status();
+        }
         assert!(complaints.is_empty(), "{}", complaints.join("\n"));
     }
 }
 
 /// The words of an unmodified psql that runs each statement as a `-c` of its own.
-pub fn psql_words<'a>(
-    address: &str,
-    statements: impl IntoIterator<Item = &'a str>,
-) -> Vec<String> {
+pub fn psql_words<'a>(address: &str, statements: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut words: Vec<String> = ["psql", "-X", "-A", "-t", "-d", address]
         .map(str::to_owned)
         .into();

@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 
 use super::authority::Certificate;
 use super::port::Port;
-use super::program::{Ended, drain, eventually, run, run_with_input};
+use super::program::{Ended, eventually, run, run_with_input};
 
 const SHOP: &str = include_str!("../../xtask/demo/shop.sql");
 
@@ -121,19 +121,25 @@ impl Postgres {
     #[track_caller]
     pub fn admin(&self, sql: &str) -> String {
         let mut psql = Command::new(binary("psql"));
-        psql.args(["-X", "-At", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", DATABASE])
-            .arg("-h")
-            .arg(self.folder.path())
-            .args(["-p", &self.port().to_string(), "-c", sql]);
+        psql.args([
+            "-X",
+            "-At",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            "postgres",
+            "-d",
+            DATABASE,
+        ])
+        .arg("-h")
+        .arg(self.folder.path())
+        .args(["-p", &self.port().to_string(), "-c", sql]);
         run(psql).succeeds().text().trim_end().to_owned()
     }
 
     /// Runs a client straight against the server, as anybody who knows the password can.
     #[track_caller]
-    pub fn directly<S: AsRef<std::ffi::OsStr>>(
-        &self,
-        words: impl IntoIterator<Item = S>,
-    ) -> Ended {
+    pub fn directly<S: AsRef<std::ffi::OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ended {
         let mut words = words.into_iter();
         let mut client = Command::new(words.next().expect("a program to run"));
         client.args(words).env("PGPASSWORD", PASSWORD);
@@ -186,7 +192,12 @@ pub fn binary(name: &str) -> PathBuf {
 /// The prepared data directory that servers start from, made by the first test that needs it.
 fn template() -> PathBuf {
     let mut key = Sha256::new();
-    for part in [SHOP, SETTINGS, PASSWORD, &binary("postgres").to_string_lossy()] {
+    for part in [
+        SHOP,
+        SETTINGS,
+        PASSWORD,
+        &binary("postgres").to_string_lossy(),
+    ] {
         key.update(part.as_bytes());
     }
     let key = hex::encode(&key.finalize()[..8]);
@@ -235,10 +246,19 @@ fn load_shop(folder: &Path, port: u16) {
     });
     let psql = |database: &str, user: &str| {
         let mut psql = Command::new(binary("psql"));
-        psql.args(["-X", "-q", "-v", "ON_ERROR_STOP=1", "-U", user, "-d", database])
-            .arg("-h")
-            .arg(folder)
-            .args(["-p", &port.to_string(), "-f", "-"]);
+        psql.args([
+            "-X",
+            "-q",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-U",
+            user,
+            "-d",
+            database,
+        ])
+        .arg("-h")
+        .arg(folder)
+        .args(["-p", &port.to_string(), "-f", "-"]);
         psql
     };
     let roles = format!(
@@ -256,7 +276,11 @@ fn write_access_rules(
     authentication: Authentication,
     certificate: Option<&Certificate>,
 ) {
-    let kind = if certificate.is_some() { "hostssl" } else { "host" };
+    let kind = if certificate.is_some() {
+        "hostssl"
+    } else {
+        "host"
+    };
     let method = authentication.method();
     let rules = format!(
         "local all all trust\n{kind} all all 127.0.0.1/32 {method}\n{kind} all all ::1/128 {method}\n"

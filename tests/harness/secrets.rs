@@ -22,8 +22,12 @@ impl Secrets {
         Secrets(RefCell::new(secrets))
     }
 
+    pub fn add(&self, secret: &str) {
+        self.0.borrow_mut().push(secret.to_owned());
+    }
+
     /// A token is secret as a whole and by its parts: the claims and the signature alone would do harm too.
-    pub fn add(&self, token: &str) {
+    pub fn add_token(&self, token: &str) {
         let parts = token.split('.').skip(1).filter(|part| part.len() > 16);
         self.0.borrow_mut().extend(parts.map(str::to_owned));
     }
@@ -40,5 +44,8 @@ impl Secrets {
 }
 
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    !needle.is_empty() && haystack.windows(needle.len()).any(|window| window == needle)
+    !needle.is_empty()
+        && haystack
+            .windows(needle.len())
+            .any(|window| window == needle)
 }
