@@ -1,0 +1,18 @@
+//! Sluice's kernel programs.
+//!
+//! On the agents' cgroup: `connect4/6`, `getpeername4/6`, `sendmsg4/6`, `sock_create`, `agent_sock_ops`.
+//! On the gateway's cgroup: `gateway_sock_ops`. What they decide is in the library, where it is tested.
+//!
+//! Rules: every early return denies; a program says yes only through a named constant of
+//! [`kernel::answer`]. All context words are read into locals before the first branch, because LLVM
+//! otherwise merges loads into one at a computed offset, which the verifier refuses.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod kernel;
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {
+    eprintln!("the kernel programs are built with `cargo xtask build-ebpf`");
+    std::process::exit(1);
+}
