@@ -1,1 +1,30 @@
+//! The pipeline: what happens to one connection, in order.
+//!
+//! `Accepted → Identified → Permit → Masked → Recorded`. Each of these types is built only in the file
+//! of its name, and [`forward`] takes nothing but `Recorded`: a stage that is left out does not compile.
 
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::app::Gateway;
+
+pub mod accept;
+pub mod decide;
+pub mod driver;
+pub mod forward;
+pub mod identify;
+pub mod mask;
+pub mod record;
+pub mod watch;
+
+/// Takes one connection from accept to its last leaf.
+pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
+    let Some(accepted) = accept::accept(socket, &gateway.flows, &gateway.log) else {
+        return;
+    };
+    match identify::identify(accepted, &gateway.identities).await {
+        Ok(identified) => driver::serve(identified, &gateway).await,
+        Err(refused) => driver::refuse(refused, &gateway.log).await,
+    }
+}

@@ -1,1 +1,3 @@
+//! The only disk: the log, the recordings, the policies.
 
+pub mod recordings;

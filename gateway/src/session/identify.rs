@@ -1,0 +1,240 @@
+//! Identify: the agent of the cgroup, the token it must hold, the process that connected, the target.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use tokio::net::TcpStream;
+
+use super::accept::Accepted;
+use crate::audit::event::{SessionId, Who};
+use crate::config::{Agent, Target};
+use crate::identity::cgroup::AgentTree;
+use crate::identity::process;
+use crate::identity::token::{self, Keyring};
+use crate::intercept::Flow;
+use crate::policy::{Denial, Principal};
+
+/// A connection whose agent has proven who it is, and the target it wants.
+#[derive(Debug)]
+pub struct Identified {
+    accepted: Accepted,
+    who: Who,
+    principal: Principal,
+    target: Arc<Target>,
+}
+
+impl Identified {
+    pub fn accepted(&self) -> &Accepted {
+        &self.accepted
+    }
+
+    pub fn who(&self) -> &Who {
+        &self.who
+    }
+
+    pub fn principal(&self) -> &Principal {
+        &self.principal
+    }
+
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    pub fn into_socket(self) -> TcpStream {
+        self.accepted.into_socket()
+    }
+}
+
+/// A connection that gets no session, and why.
+#[derive(Debug)]
+pub struct Refused {
+    pub socket: TcpStream,
+    pub session: SessionId,
+    pub who: Who,
+    /// Known when the destination is a target: the refusal can be said in its protocol.
+    pub target: Option<Arc<Target>>,
+    pub denial: Denial,
+}
+
+/// Everything needed to tell who somebody is.
+#[derive(Debug)]
+pub struct Identities {
+    tree: AgentTree,
+    keyrings: HashMap<String, Keyring>,
+    targets: HashMap<SocketAddr, Arc<Target>>,
+}
+
+impl Identities {
+    /// `keyrings` by issuer name; `targets` by every address that means them.
+    pub fn new(
+        tree: AgentTree,
+        keyrings: HashMap<String, Keyring>,
+        targets: HashMap<SocketAddr, Arc<Target>>,
+    ) -> Self {
+        Self {
+            tree,
+            keyrings,
+            targets,
+        }
+    }
+}
+
+/// Proves who connected and finds what they want.
+///
+/// # Errors
+/// The connection with the reason when it may have no session. Identity comes first: a stranger is not
+/// told which targets exist.
+pub async fn identify(
+    accepted: Accepted,
+    identities: &Arc<Identities>,
+) -> Result<Identified, Box<Refused>> {
+    let flow = accepted.flow().clone();
+    let shared = Arc::clone(identities);
+    // Token files, key sets and executables are read from disk: not on the session threads.
+    let looked_up = tokio::task::spawn_blocking(move || look_up(&flow, &shared)).await;
+    let mut found = looked_up.unwrap_or_else(|panic| {
+        tracing::error!(%panic, "identification failed");
+        Found::refused(denial(
+            "identity:failed",
+            "the gateway could not establish who is connecting",
+            "An internal error ended identification.",
+            "Ask the operator to look at the gateway's log.",
+        ))
+    });
+    found.who.client = accepted.peer().to_string();
+    let target = identities.targets.get(&accepted.flow().original).cloned();
+    found.who.target = target.as_ref().map(|target| target.name.clone());
+    let refusal = match (found.principal, target.clone()) {
+        (Ok(principal), Some(target)) => {
+            return Ok(Identified {
+                accepted,
+                who: found.who,
+                principal,
+                target,
+            });
+        }
+        (Err(denial), _) => denial,
+        (Ok(_), None) => unknown_target(accepted.flow().original),
+    };
+    Err(Box::new(Refused {
+        session: accepted.session(),
+        socket: accepted.into_socket(),
+        who: found.who,
+        target,
+        denial: refusal,
+    }))
+}
+
+/// What could be established: as much as there is of it is evidence even when it is not enough.
+struct Found {
+    who: Who,
+    principal: Result<Principal, Denial>,
+}
+
+impl Found {
+    fn refused(denial: Denial) -> Self {
+        Self {
+            who: Who::default(),
+            principal: Err(denial),
+        }
+    }
+}
+
+fn look_up(flow: &Flow, identities: &Identities) -> Found {
+    let located = match identities.tree.locate(flow.cgroup_id) {
+        Ok(located) => located,
+        Err(error) => {
+            return Found::refused(denial(
+                "agent:unknown",
+                "this process belongs to no registered agent",
+                &format!("Its cgroup cannot be found: {error}."),
+                "Start the command with `sluice exec --agent NAME -- COMMAND`.",
+            ));
+        }
+    };
+    let process = process::inspect(flow, &located.cgroup_path);
+    let mut who = Who {
+        process: serde_json::to_value(&process).ok(),
+        ..Who::default()
+    };
+    let Some(agent) = located.agent else {
+        return Found {
+            who,
+            principal: Err(denial(
+                "agent:unknown",
+                "this process belongs to no registered agent",
+                &format!("Its cgroup is {}.", located.cgroup_path),
+                "Register the agent in sluice.toml, or start the command with `sluice exec --agent NAME`.",
+            )),
+        };
+    };
+    who.agent = Some(agent.name.clone());
+    let principal = prove(&agent, identities);
+    if let Ok(principal) = &principal {
+        who.subject = Some(principal.subject.clone());
+        who.groups.clone_from(&principal.groups);
+    }
+    Found { who, principal }
+}
+
+/// The agent's token, read and verified now: an expired one ends nothing that runs, but starts nothing.
+fn prove(agent: &Agent, identities: &Identities) -> Result<Principal, Denial> {
+    let refuse = |error: token::TokenError| {
+        denial(
+            error.reason(),
+            &format!("agent \"{}\" has no valid token", agent.name),
+            &error.to_string(),
+            "Ask the operator to renew the agent's token; nothing in the command needs to change.",
+        )
+    };
+    let keyring = identities
+        .keyrings
+        .get(&agent.issuer.name)
+        .ok_or_else(|| unknown_issuer(agent))?;
+    let token = token::read_token(agent).map_err(refuse)?;
+    let claims = keyring
+        .verify(token.expose(), SystemTime::now())
+        .map_err(refuse)?;
+    agent_subject(agent, &claims.subject).map_err(refuse)?;
+    Ok(Principal {
+        agent: agent.name.clone(),
+        subject: claims.subject,
+        groups: claims.groups,
+    })
+}
+
+fn agent_subject(agent: &Agent, subject: &str) -> Result<(), token::TokenError> {
+    match &agent.subject {
+        Some(expected) if expected != subject => Err(token::TokenError::WrongSubject),
+        _ => Ok(()),
+    }
+}
+
+fn unknown_issuer(agent: &Agent) -> Denial {
+    denial(
+        "identity:unknown-issuer",
+        &format!("agent \"{}\" has no identity configured", agent.name),
+        "The configuration names no issuer for it.",
+        "Ask the operator to run `sluice check`.",
+    )
+}
+
+fn unknown_target(original: SocketAddr) -> Denial {
+    denial(
+        "target:unknown",
+        &format!("{original} is not a target of this gateway"),
+        "No target in the configuration answers to this address.",
+        "Connect to a registered target, or ask the operator to register this one.",
+    )
+}
+
+fn denial(rule: &str, message: &str, detail: &str, hint: &str) -> Denial {
+    Denial {
+        rule: rule.to_owned(),
+        message: message.to_owned(),
+        detail: detail.to_owned(),
+        hint: hint.to_owned(),
+    }
+}

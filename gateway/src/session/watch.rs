@@ -1,0 +1,34 @@
+//! Watch: no wait without an end.
+
+use std::future::Future;
+use std::io;
+use std::time::Duration;
+
+/// How long a client may take to say who it wants to be; PostgreSQL's `authentication_timeout` is 60 s.
+pub const STARTUP: Duration = Duration::from_secs(30);
+/// How long dialling a target and logging in there may take.
+pub const DIAL: Duration = Duration::from_secs(15);
+/// How long one write may wait for a peer that does not read.
+pub const WRITE: Duration = Duration::from_secs(300);
+/// How long the target may take to close after the client said goodbye.
+pub const GOODBYE: Duration = Duration::from_secs(5);
+/// How long the analysis of one operation may take.
+pub const ANALYSIS: Duration = Duration::from_secs(10);
+
+/// Waits for `work`, but no longer than `limit`.
+///
+/// # Errors
+/// `TimedOut`, naming `what` took too long.
+pub async fn within<T>(
+    limit: Duration,
+    what: &str,
+    work: impl Future<Output = io::Result<T>>,
+) -> io::Result<T> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(outcome) => outcome,
+        Err(_) => Err(io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!("{what} took longer than {} s", limit.as_secs()),
+        )),
+    }
+}
