@@ -6,3 +6,4 @@
 
 pub mod chain;
 pub mod event;
+pub mod ledger;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::net::TcpStream;
 
-use crate::audit::event::{Event, SessionId, Who};
+use crate::audit::event::{Event, SessionId, Stage, Who};
 use crate::intercept::{Flow, FlowTable};
 use crate::store::log::Log;
 
@@ -57,7 +57,7 @@ pub fn accept(socket: TcpStream, flows: &FlowTable, log: &Log) -> Option<Accepte
                 socket,
                 flow,
                 peer,
-                session: SessionId::new(),
+                session: SessionId::new(SystemTime::now()),
                 at: Instant::now(),
             });
         }
@@ -65,38 +65,49 @@ pub fn accept(socket: TcpStream, flows: &FlowTable, log: &Log) -> Option<Accepte
         Err(error) => format!("its flow cannot be read: {error}"),
     };
     tracing::warn!(%peer, reason, "connection reset");
-    let denied = log.append(
-        &Event::Deny {
-            session: None,
-            who: Who {
-                client: peer.to_string(),
-                ..Who::default()
-            },
-            stage: "accept".to_owned(),
-            stmt: None,
-            statement: None,
-            rule: "flow:none".to_owned(),
-            reason,
-            hint: None,
-        },
-        SystemTime::now(),
-    );
-    if let Err(error) = denied {
-        tracing::error!(%error, "a denial could not be written");
-    }
+    deny(peer, "flow:none", reason, log);
     reset(socket);
     None
 }
 
+/// Resets a connection beyond the configured number of sessions, with a leaf.
+pub fn refuse_full(socket: TcpStream, peer: SocketAddr, log: &Log) {
+    deny(
+        peer,
+        "sessions:full",
+        "all sessions are in use".to_owned(),
+        log,
+    );
+    reset(socket);
+}
+
+fn deny(peer: SocketAddr, rule: &str, reason: String, log: &Log) {
+    let event = Event::Deny {
+        session: None,
+        who: Who {
+            client: peer.to_string(),
+            ..Who::default()
+        },
+        stage: Stage::Accept,
+        stmt: None,
+        statement: None,
+        rule: rule.to_owned(),
+        reason,
+        hint: None,
+    };
+    if let Err(error) = log.append(&event, SystemTime::now()) {
+        tracing::error!(%error, "a denial could not be written");
+    }
+}
+
 /// Closes a socket with RST: the peer must not take it for an orderly end.
 pub fn reset(socket: TcpStream) {
-    if let Err(error) = socket2_linger_zero(&socket) {
+    #[expect(
+        deprecated,
+        reason = "lingering for zero seconds does not block, it resets"
+    )]
+    if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
         tracing::debug!(%error, "SO_LINGER was refused");
     }
     drop(socket);
-}
-
-fn socket2_linger_zero(socket: &TcpStream) -> std::io::Result<()> {
-    #[expect(deprecated, reason = "lingering for zero seconds does not block, it resets")]
-    socket.set_linger(Some(Duration::ZERO))
 }

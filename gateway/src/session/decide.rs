@@ -135,6 +135,20 @@ pub struct Allowed {
 }
 
 impl Allowed {
+    /// A portal whose statement was prepared or declared in SQL, where it was decided.
+    pub fn prepared_in_sql(portal: &[u8]) -> Self {
+        Self {
+            statements: vec![AllowedStatement {
+                text: format!("EXECUTE portal \"{}\"", String::from_utf8_lossy(portal)),
+                rule: "sql:prepared".to_owned(),
+                verbs: vec!["sql:execute".to_owned()],
+                tables: Vec::new(),
+            }],
+            evidence: None,
+            sensitive: true,
+        }
+    }
+
     pub fn statements(&self) -> &[AllowedStatement] {
         &self.statements
     }

@@ -16,9 +16,13 @@ where
     if bytes.is_empty() {
         return Ok(());
     }
-    within(watch::WRITE, "a write to a peer that does not read", async {
-        peer.write_all(&bytes).await?;
-        peer.flush().await
-    })
+    within(
+        watch::WRITE,
+        "a write to a peer that does not read",
+        async {
+            peer.write_all(&bytes).await?;
+            peer.flush().await
+        },
+    )
     .await
 }

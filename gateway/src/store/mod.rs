@@ -1,3 +1,4 @@
 //! The only disk: the log, the recordings, the policies.
 
+pub mod log;
 pub mod recordings;

@@ -102,6 +102,11 @@ pub fn authentication_ok(out: &mut BytesMut) {
     message(out, b'R', |out| out.put_u32(0));
 }
 
+/// Outside of any transaction: what a server says after the login.
+pub fn ready_for_query(out: &mut BytesMut) {
+    message(out, b'Z', |out| out.put_u8(b'I'));
+}
+
 /// Tells a client which minor version and `_pq_.` options it will not get.
 pub fn negotiate_version(out: &mut BytesMut, unsupported: &[&str]) {
     message(out, b'v', |out| {

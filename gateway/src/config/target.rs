@@ -1,0 +1,249 @@
+//! Targets: the resources agents reach, under which addresses, with which credential, behind which masks.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use toml::de::DeValue;
+
+use super::address::Address;
+use super::errors::Problem;
+use super::section::{At, Section};
+use super::values::{self, Root};
+use crate::policy::masking::{self, MaskRule};
+
+/// `[targets.NAME]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    pub name: String,
+    pub protocol: Protocol,
+    /// What agents dial; never empty, and no other target has one of them.
+    pub addresses: Vec<Address>,
+    /// Where the gateway dials instead of the original destination.
+    pub dial: Option<Address>,
+    /// If set, the only database that may be opened.
+    pub database: Option<String>,
+    pub tls: TargetTls,
+    pub credential: CredentialSource,
+    pub masks: Vec<MaskRule>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    Postgres,
+}
+
+/// How the gateway's own connection to the target is protected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TargetTls {
+    Disable,
+    VerifyFull {
+        /// PEM certificates to trust; the system's if absent.
+        ca_file: Option<PathBuf>,
+        /// The name the certificate must carry; the dialled host if absent.
+        server_name: Option<String>,
+    },
+}
+
+/// What the gateway logs in with; the agent never sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CredentialSource {
+    pub user: String,
+    pub password_file: PathBuf,
+}
+
+/// All targets, or `None` if one of them could not be read.
+pub(super) fn read_all(
+    sections: Vec<(String, Section<'_>)>,
+    listen_port: u16,
+    root: Root<'_>,
+) -> Option<BTreeMap<String, Arc<Target>>> {
+    let mut owners = Owners {
+        listen_port,
+        taken: BTreeMap::new(),
+    };
+    let targets: Vec<_> = sections
+        .into_iter()
+        .map(|(name, section)| read(name, section, root, &mut owners))
+        .collect();
+    targets
+        .into_iter()
+        .map(|target| target.map(|target| (target.name.clone(), Arc::new(target))))
+        .collect()
+}
+
+fn read(
+    name: String,
+    mut section: Section<'_>,
+    root: Root<'_>,
+    owners: &mut Owners,
+) -> Option<Target> {
+    let protocol = section.require("protocol", |value| {
+        values::choice(value, &[("postgres", Protocol::Postgres)])
+    });
+    let addresses = read_addresses(&name, &mut section, owners);
+    let dial = section.take("dial", values::parsed);
+    let database = section.take("database", values::owned_text);
+    let tls = read_tls(section.table("tls"), root);
+    let credential = match section.has("credential") {
+        true => read_credential(section.table("credential"), root),
+        false => section.require("credential", |_| Ok(None)).flatten(),
+    };
+    let masks = read_masks(&mut section);
+    section.finish();
+    Some(Target {
+        name,
+        protocol: protocol?,
+        addresses: addresses?,
+        dial,
+        database,
+        tls,
+        credential: credential?,
+        masks,
+    })
+}
+
+/// Which target answers to an address: exactly one, or the flow's destination would not say which is meant.
+#[derive(Debug)]
+struct Owners {
+    listen_port: u16,
+    /// address → target, and the line it is at
+    taken: BTreeMap<Address, (String, usize)>,
+}
+
+impl Owners {
+    fn claim(&mut self, address: &Address, target: &str, line: usize) -> Result<(), Problem> {
+        let loopback =
+            address.host == "localhost" || address.ip().is_some_and(|ip: IpAddr| ip.is_loopback());
+        if loopback && address.port == self.listen_port {
+            return Err(Problem::new(format!(
+                "contains {address}, where the gateway itself listens"
+            ))
+            .hint("change gateway.listen_port, or write the target's own address"));
+        }
+        match self
+            .taken
+            .insert(address.clone(), (target.to_owned(), line))
+        {
+            None => Ok(()),
+            Some((owner, line)) if owner == target => Err(Problem::new(format!(
+                "contains {address} twice (first in line {line})"
+            ))),
+            Some((owner, line)) => Err(Problem::new(format!(
+                "contains {address}, which already belongs to target {owner:?} (line {line})"
+            ))
+            .hint("an address leads to one target; use separate ports or host names")),
+        }
+    }
+}
+
+fn read_addresses(
+    target: &str,
+    section: &mut Section<'_>,
+    owners: &mut Owners,
+) -> Option<Vec<Address>> {
+    if !section.has("addresses") {
+        return section.require("addresses", |_| Ok(Vec::new()));
+    }
+    let entries: Vec<At<Address>> = section.list("addresses", values::parsed)?;
+    if entries.is_empty() {
+        let problem = Problem::new("is empty, so no agent could reach this target");
+        section.refuse(section.offset_of("addresses"), "addresses", problem);
+    }
+    for At { value, offset } in &entries {
+        if let Err(problem) = owners.claim(value, target, section.line(*offset)) {
+            section.refuse(*offset, "addresses", problem);
+        }
+    }
+    Some(entries.into_iter().map(|entry| entry.value).collect())
+}
+
+fn read_tls(mut section: Section<'_>, root: Root<'_>) -> TargetTls {
+    #[derive(Clone, Copy, PartialEq)]
+    enum Mode {
+        VerifyFull,
+        Disable,
+    }
+    let mode = section.take("mode", |value| {
+        values::choice(
+            value,
+            &[
+                ("verify-full", Mode::VerifyFull),
+                ("disable", Mode::Disable),
+            ],
+        )
+    });
+    let ca_file = section.take("ca_file", |value| root.path(value));
+    let server_name = section.take("server_name", values::server_name);
+    if mode == Some(Mode::Disable) {
+        for key in ["ca_file", "server_name"] {
+            if section.has(key) {
+                let problem = Problem::new("has no effect with mode = \"disable\"")
+                    .hint("use mode = \"verify-full\", or remove the key");
+                section.refuse(section.offset_of(key), key, problem);
+            }
+        }
+    }
+    section.finish();
+    match mode.unwrap_or(Mode::VerifyFull) {
+        Mode::Disable => TargetTls::Disable,
+        Mode::VerifyFull => TargetTls::VerifyFull {
+            ca_file,
+            server_name,
+        },
+    }
+}
+
+fn read_credential(mut section: Section<'_>, root: Root<'_>) -> Option<CredentialSource> {
+    let user = section.require("user", values::owned_text);
+    let password_file = section.require("password_file", |value| root.path(value));
+    section.finish();
+    Some(CredentialSource {
+        user: user?,
+        password_file: password_file?,
+    })
+}
+
+fn read_masks(section: &mut Section<'_>) -> Vec<MaskRule> {
+    let mut masks: Vec<MaskRule> = Vec::new();
+    for mut entry in section.table_array("mask") {
+        let column = entry.require("column", mask_column);
+        let transform = entry.require("with", mask_transform);
+        if let (Some((schema, table, column)), Some(transform)) = (column, transform) {
+            let rule = MaskRule {
+                schema,
+                table,
+                column,
+                transform,
+            };
+            let same = |other: &MaskRule| {
+                (&other.schema, &other.table, &other.column)
+                    == (&rule.schema, &rule.table, &rule.column)
+            };
+            if masks.iter().any(same) {
+                let problem = Problem::new("is masked twice").hint("keep one of the two rules");
+                entry.refuse(entry.offset_of("column"), "column", problem);
+            }
+            masks.push(rule);
+        }
+        entry.finish();
+    }
+    masks
+}
+
+fn mask_column(value: &DeValue<'_>) -> Result<(String, String, String), Problem> {
+    let text = values::text(value)?;
+    masking::parse_column(text).map_err(|error| {
+        Problem::new(format!("has the value {text:?}: {error}"))
+            .hint("write schema.table.column, as in public.customers.card_number")
+    })
+}
+
+fn mask_transform(value: &DeValue<'_>) -> Result<masking::Transform, Problem> {
+    let text = values::text(value)?;
+    text.parse().map_err(|error| {
+        Problem::new(format!("has the value {text:?}: {error}"))
+            .hint("write \"redact\" or \"keep_last(4)\"")
+    })
+}

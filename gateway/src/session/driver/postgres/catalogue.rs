@@ -1,0 +1,228 @@
+//! The target's catalogue, as far as masks need it: which (table OID, column number) is masked, and
+//! which relations show masked columns under other names.
+//!
+//! Asked over a connection of the gateway's own, and asked again when the answer is older than
+//! [`FRESH`] or a statement changed the schema. When it cannot be had, statements are refused.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::Mutex;
+
+use super::upstream::{self, Connection, Dial};
+use crate::policy::masking::MaskRule;
+use crate::session::decide::Derived;
+use crate::session::mask::MaskedColumn;
+use crate::sql::Table;
+
+/// How old an answer may be. A table that is replaced by another session under a masked name is
+/// noticed within this time.
+const FRESH: Duration = Duration::from_secs(5);
+
+/// What a target's catalogue says about its masked columns.
+#[derive(Debug, Default)]
+pub struct Catalogue {
+    columns: HashMap<(u32, i16), MaskedColumn>,
+    derived: Derived,
+    masks: bool,
+}
+
+impl Catalogue {
+    pub fn masked(&self, table: u32, attribute: i16) -> Option<MaskedColumn> {
+        match table {
+            // An expression has no origin; statement analysis refuses those over masked columns.
+            0 => None,
+            _ => self.columns.get(&(table, attribute)).cloned(),
+        }
+    }
+
+    pub fn derived(&self) -> &Derived {
+        &self.derived
+    }
+
+    /// Whether the target has masks at all.
+    pub fn masks_anything(&self) -> bool {
+        self.masks
+    }
+}
+
+/// One target database's catalogue, shared by its sessions.
+#[derive(Debug)]
+pub struct Catalogues {
+    dial: Dial,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    connection: Option<Connection>,
+    known: Option<(Instant, Arc<Catalogue>)>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the target's catalogue cannot be read: {0}")]
+pub struct CatalogueError(String);
+
+impl Catalogues {
+    pub fn new(dial: Dial) -> Self {
+        Self {
+            dial,
+            state: Mutex::default(),
+        }
+    }
+
+    /// The catalogue, at most [`FRESH`] old.
+    pub async fn current(&self) -> Result<Arc<Catalogue>, CatalogueError> {
+        let masks = &self.dial.target.masks;
+        if masks.is_empty() {
+            return Ok(Arc::default());
+        }
+        let mut state = self.state.lock().await;
+        if let Some((at, catalogue)) = &state.known
+            && at.elapsed() < FRESH
+        {
+            return Ok(Arc::clone(catalogue));
+        }
+        let asked = Instant::now();
+        let rows = self.ask(&mut state, &question(masks)).await?;
+        let catalogue = Arc::new(read(&rows, masks)?);
+        state.known = Some((asked, Arc::clone(&catalogue)));
+        Ok(catalogue)
+    }
+
+    /// A statement changed the schema: the next look asks again.
+    pub async fn stale(&self) {
+        self.state.lock().await.known = None;
+    }
+
+    async fn ask(
+        &self,
+        state: &mut State,
+        question: &str,
+    ) -> Result<Vec<Vec<Option<String>>>, CatalogueError> {
+        // An idle connection may have been closed since: one fresh attempt.
+        if let Some(mut connection) = state.connection.take()
+            && let Ok(rows) = upstream::ask(&mut connection, question).await
+        {
+            state.connection = Some(connection);
+            return Ok(rows);
+        }
+        let mut connection = upstream::connect(&self.dial, &[])
+            .await
+            .map_err(|error| CatalogueError(error.to_string()))?;
+        let rows = upstream::ask(&mut connection, question)
+            .await
+            .map_err(|error| CatalogueError(error.to_string()))?;
+        state.connection = Some(connection);
+        Ok(rows)
+    }
+}
+
+/// One result set of two kinds of rows: `c, oid, attnum, text-like, rule` for every masked column (of
+/// the tables named and of what inherits from them), `d, schema, name` for every relation below them.
+/// Every view over a masked table counts, whichever columns it shows: a whole-row reference in its
+/// definition leaves no trace of the columns in `pg_depend`.
+fn question(masks: &[MaskRule]) -> String {
+    let rules: Vec<String> = masks
+        .iter()
+        .enumerate()
+        .map(|(number, mask)| {
+            format!(
+                "({number}, {}, {}, {})",
+                literal(&mask.schema),
+                literal(&mask.table),
+                literal(&mask.column)
+            )
+        })
+        .collect();
+    format!(
+        "WITH RECURSIVE rule(number, nspname, relname, attname) AS (VALUES {rules}),
+         base AS (
+           SELECT rule.number, c.oid, a.attname, a.attnum
+           FROM rule
+           JOIN pg_catalog.pg_namespace n ON n.nspname = rule.nspname
+           JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = rule.relname
+           JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = rule.attname),
+         child AS (
+           SELECT number, oid, attname FROM base
+           UNION
+           SELECT child.number, i.inhrelid, child.attname
+           FROM child JOIN pg_catalog.pg_inherits i ON i.inhparent = child.oid),
+         masked AS (
+           SELECT child.number, a.attrelid AS oid, a.attnum, a.atttypid
+           FROM child
+           JOIN pg_catalog.pg_attribute a ON a.attrelid = child.oid AND a.attname = child.attname
+           WHERE a.attnum > 0 AND NOT a.attisdropped),
+         seen AS (
+           SELECT r.ev_class AS oid
+           FROM masked
+           JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+             AND d.refobjid = masked.oid
+             AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+           JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+           WHERE r.ev_class <> masked.oid
+           UNION
+           SELECT r.ev_class
+           FROM seen
+           JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
+             AND d.refobjid = seen.oid
+             AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
+           JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
+           WHERE r.ev_class <> seen.oid)
+         SELECT 'c', masked.oid::pg_catalog.text, masked.attnum::pg_catalog.text,
+                CASE WHEN t.typcategory = 'S' THEN 't' ELSE 'f' END, masked.number::pg_catalog.text
+         FROM masked JOIN pg_catalog.pg_type t ON t.oid = masked.atttypid
+         UNION ALL
+         SELECT 'd', n.nspname, c.relname, '', ''
+         FROM (SELECT oid FROM seen UNION SELECT oid FROM child WHERE oid NOT IN (SELECT oid FROM base)) AS below
+         JOIN pg_catalog.pg_class c ON c.oid = below.oid
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace",
+        rules = rules.join(", ")
+    )
+}
+
+fn literal(text: &str) -> String {
+    // standard_conforming_strings is on: login checks that.
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, CatalogueError> {
+    let mut catalogue = Catalogue {
+        masks: true,
+        ..Catalogue::default()
+    };
+    for row in rows {
+        let fields: Vec<&str> = row
+            .iter()
+            .map(|field| field.as_deref().unwrap_or_default())
+            .collect();
+        let unreadable = || CatalogueError(format!("it answered {fields:?}"));
+        match fields[..] {
+            ["c", table, attribute, text_like, number] => {
+                let number: usize = number.parse().map_err(|_| unreadable())?;
+                let mask = masks.get(number).ok_or_else(unreadable)?;
+                let key = (
+                    table.parse().map_err(|_| unreadable())?,
+                    attribute.parse().map_err(|_| unreadable())?,
+                );
+                catalogue.columns.insert(
+                    key,
+                    MaskedColumn {
+                        name: format!("{}.{}.{}", mask.schema, mask.table, mask.column),
+                        transform: mask.transform.clone(),
+                        text_like: text_like == "t",
+                    },
+                );
+            }
+            ["d", schema, name, _, _] => {
+                catalogue.derived.insert(Table {
+                    schema: Some(schema.to_owned()),
+                    name: name.to_owned(),
+                });
+            }
+            _ => return Err(unreadable()),
+        }
+    }
+    Ok(catalogue)
+}

@@ -1,0 +1,700 @@
+//! The conversation: which answer belongs to which message.
+//!
+//! PostgreSQL answers in order. Every message that will be answered is queued when it goes upstream;
+//! every answer is matched with the head of that queue. That is how a result is attributed to its
+//! statement, a denied message's error is found and rewritten, the gateway's own questions are kept
+//! from the agent, and what the server skipped after an error is known not to have run.
+//!
+//! Pure: messages in, [`Delivery`] and [`Outcome`]s out.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use super::catalogue::Catalogue;
+use crate::audit::event::StatementOutcome;
+use crate::policy::Denial;
+use crate::protocol::postgres::backend::{self, RowDescription};
+use crate::protocol::postgres::encode::{ErrorText, Severity};
+use crate::protocol::postgres::frontend::Object;
+use crate::protocol::postgres::{Message, ProtocolError, encode};
+use crate::session::decide::Allowed;
+use crate::session::mask::{Delivery, Plan};
+use crate::session::record::Outcome;
+
+/// More messages in flight than this and the agent has to wait. PostgreSQL may hold back 8 KiB of
+/// answers until a Flush or Sync, 5 bytes at the least each: a lower limit could wait for ever.
+pub const MAX_IN_FLIGHT: usize = 16 << 10;
+
+type Name = Vec<u8>;
+
+/// One answer that is still to come.
+#[derive(Debug)]
+enum Pending {
+    /// A simple query: one operation per statement, the front one is running.
+    Query {
+        operations: VecDeque<Operation>,
+        sensitive: bool,
+    },
+    Parse {
+        name: Name,
+        allowed: Arc<Allowed>,
+        replaced: Option<Arc<Allowed>>,
+    },
+    Bind {
+        sensitive: bool,
+    },
+    Describe,
+    /// The gateway's own Describe; whoever holds an Execute back waits for what it finds.
+    OwnDescribe {
+        binary: Option<oneshot::Sender<Option<String>>>,
+    },
+    Execute {
+        operation: Option<Operation>,
+        sensitive: bool,
+    },
+    Close {
+        name: Option<Name>,
+        removed: Option<Arc<Allowed>>,
+    },
+    Sync,
+    /// A message that was replaced by one the server must refuse.
+    Denied {
+        denial: Denial,
+        ends_with_ready: bool,
+    },
+    /// CopyDone or CopyFail: no answer of its own.
+    CopyEnd,
+}
+
+/// A statement that is running upstream.
+#[derive(Debug)]
+struct Operation {
+    stmt: u64,
+    started: Instant,
+    rows: u64,
+    bytes: u64,
+    masked: u64,
+}
+
+impl Operation {
+    fn new(stmt: u64) -> Self {
+        Self {
+            stmt,
+            started: Instant::now(),
+            rows: 0,
+            bytes: 0,
+            masked: 0,
+        }
+    }
+
+    fn done(
+        self,
+        outcome: StatementOutcome,
+        sqlstate: Option<String>,
+        tag: Option<String>,
+    ) -> Outcome {
+        Outcome {
+            stmt: self.stmt,
+            outcome,
+            sqlstate,
+            tag,
+            rows: self.rows,
+            bytes: self.bytes,
+            masked: self.masked,
+            started: self.started,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Portal {
+    /// `None`: the statement was prepared in SQL, or its Parse failed.
+    allowed: Option<Arc<Allowed>>,
+    parameters: usize,
+    binary: bool,
+}
+
+/// What is to be executed through a portal.
+#[derive(Debug)]
+pub struct Execution {
+    pub allowed: Arc<Allowed>,
+    pub parameters: Option<usize>,
+    /// Whether rows may come in binary: then their columns must be known before anything runs.
+    pub binary: bool,
+}
+
+#[derive(Debug)]
+pub struct Conversation {
+    pending: VecDeque<Pending>,
+    /// After an error in the extended protocol the server skips everything up to the next Sync.
+    failed: bool,
+    /// The server is reading COPY data: it ignores Sync and Flush.
+    copy_in: bool,
+    statements: HashMap<Name, Arc<Allowed>>,
+    portals: HashMap<Name, Portal>,
+    /// The columns of the rows that come next.
+    plan: Arc<Plan>,
+    catalogue: Arc<Catalogue>,
+    next_stmt: u64,
+}
+
+impl Conversation {
+    pub fn new(catalogue: Arc<Catalogue>) -> Self {
+        Self {
+            pending: VecDeque::new(),
+            failed: false,
+            copy_in: false,
+            statements: HashMap::new(),
+            portals: HashMap::new(),
+            plan: Arc::default(),
+            catalogue,
+            next_stmt: 1,
+        }
+    }
+
+    pub fn catalogue(&self) -> &Arc<Catalogue> {
+        &self.catalogue
+    }
+
+    pub fn update_catalogue(&mut self, catalogue: Arc<Catalogue>) {
+        self.catalogue = catalogue;
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.pending.len()
+    }
+}
+
+/// The agent's side.
+impl Conversation {
+    /// A simple query that may run; returns the number of its first statement.
+    pub fn query(&mut self, allowed: &Allowed) -> u64 {
+        let first = self.next_stmt;
+        let operations = allowed
+            .statements()
+            .iter()
+            .map(|_| Operation::new(self.number()))
+            .collect();
+        self.pending.push_back(Pending::Query {
+            operations,
+            sensitive: allowed.sensitive(),
+        });
+        first
+    }
+
+    /// A message that was replaced; returns the number its statement would have had.
+    pub fn denied(&mut self, denial: Denial, ends_with_ready: bool) -> u64 {
+        self.pending.push_back(Pending::Denied {
+            denial,
+            ends_with_ready,
+        });
+        self.number()
+    }
+
+    pub fn parse(&mut self, name: &[u8], allowed: Arc<Allowed>) {
+        let replaced = self.statements.insert(name.to_vec(), Arc::clone(&allowed));
+        self.pending.push_back(Pending::Parse {
+            name: name.to_vec(),
+            allowed,
+            replaced,
+        });
+    }
+
+    /// Returns whether the parameter values must be withheld from evidence.
+    pub fn bind(
+        &mut self,
+        portal: &[u8],
+        statement: &[u8],
+        parameters: usize,
+        binary: bool,
+    ) -> bool {
+        let allowed = self.statements.get(statement).cloned();
+        let sensitive = self.sensitive(allowed.as_deref());
+        self.portals.insert(
+            portal.to_vec(),
+            Portal {
+                allowed,
+                parameters,
+                binary,
+            },
+        );
+        self.pending.push_back(Pending::Bind { sensitive });
+        sensitive
+    }
+
+    pub fn describe(&mut self) {
+        self.pending.push_back(Pending::Describe);
+    }
+
+    /// The gateway asks for a portal's columns. With `wait`, the answer names a masked column in
+    /// binary, if there is one; it is dropped when the server never got to it.
+    pub fn own_describe(&mut self, wait: bool) -> Option<oneshot::Receiver<Option<String>>> {
+        let (sender, receiver) = match wait {
+            true => {
+                let (sender, receiver) = oneshot::channel();
+                (Some(sender), Some(receiver))
+            }
+            false => (None, None),
+        };
+        self.pending
+            .push_back(Pending::OwnDescribe { binary: sender });
+        receiver
+    }
+
+    /// What an Execute of this portal would run.
+    pub fn execution(&self, portal: &[u8]) -> Execution {
+        let known = self.portals.get(portal);
+        let allowed = known.and_then(|portal| portal.allowed.clone());
+        Execution {
+            allowed: allowed.unwrap_or_else(|| Arc::new(Allowed::prepared_in_sql(portal))),
+            parameters: known.map(|portal| portal.parameters),
+            binary: known.is_none_or(|portal| portal.binary),
+        }
+    }
+
+    /// Returns the number of the statement that is executed.
+    pub fn execute(&mut self, execution: &Execution) -> u64 {
+        let operation = match execution.allowed.statements() {
+            [] => None,
+            _ => Some(Operation::new(self.number())),
+        };
+        let stmt = operation.as_ref().map_or(self.next_stmt, |it| it.stmt);
+        let sensitive = self.sensitive(Some(&execution.allowed));
+        self.pending.push_back(Pending::Execute {
+            operation,
+            sensitive,
+        });
+        stmt
+    }
+
+    pub fn close(&mut self, object: Object<'_>) {
+        let (name, removed) = match object {
+            Object::Statement(name) => (Some(name.to_vec()), self.statements.remove(name)),
+            Object::Portal(name) => {
+                self.portals.remove(name);
+                (None, None)
+            }
+        };
+        self.pending.push_back(Pending::Close { name, removed });
+    }
+
+    pub fn sync(&mut self) {
+        if !self.copy_in {
+            self.pending.push_back(Pending::Sync);
+        }
+    }
+
+    pub fn copy_end(&mut self) {
+        if !std::mem::take(&mut self.copy_in) {
+            self.pending.push_back(Pending::CopyEnd);
+        }
+    }
+
+    fn number(&mut self) -> u64 {
+        let number = self.next_stmt;
+        self.next_stmt += 1;
+        number
+    }
+
+    /// An unknown statement counts as sensitive wherever anything is masked.
+    fn sensitive(&self, allowed: Option<&Allowed>) -> bool {
+        self.catalogue.masks_anything() && allowed.is_none_or(Allowed::sensitive)
+    }
+}
+
+/// The target's side.
+impl Conversation {
+    /// Takes one message from the target: what the agent gets goes to `delivery`, statements that
+    /// ended to `done`.
+    ///
+    /// # Errors
+    /// A message that answers nothing that was asked: the two sides are out of step, and no later
+    /// message could be attributed.
+    pub fn answer(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+        done: &mut Vec<Outcome>,
+    ) -> Result<(), ProtocolError> {
+        while matches!(self.pending.front(), Some(Pending::CopyEnd)) {
+            self.pending.pop_front();
+        }
+        match message.tag() {
+            b'A' => delivery.unchanged(message),
+            b'S' => {
+                watched_parameter(message)?;
+                delivery.unchanged(message);
+            }
+            b'N' => self.error_text(message, delivery)?,
+            b'E' => self.error(message, delivery, done)?,
+            b'Z' => {
+                backend::transaction_status(message)?;
+                self.ready(message, done)?;
+                delivery.unchanged(message);
+            }
+            b'T' => self.row_description(message, delivery)?,
+            b'D' => self.data(message, delivery, true)?,
+            b'd' => self.data(message, delivery, false)?,
+            b'C' => self.complete(message, delivery, done, StatementOutcome::Ok)?,
+            b'I' => self.complete(message, delivery, done, StatementOutcome::Ok)?,
+            b's' => self.complete(message, delivery, done, StatementOutcome::Suspended)?,
+            b'n' => self.no_data(message, delivery)?,
+            b'1' | b'2' | b'3' => self.acknowledged(message, delivery)?,
+            b't' => match self.pending.front() {
+                Some(Pending::Describe) => delivery.unchanged(message),
+                _ => return Err(out_of_step(message)),
+            },
+            b'G' => self.copy_in(message, delivery)?,
+            b'H' | b'c' => match self.pending.front() {
+                Some(Pending::Query { .. } | Pending::Execute { .. }) => {
+                    delivery.unchanged(message);
+                }
+                _ => return Err(out_of_step(message)),
+            },
+            _ => return Err(out_of_step(message)),
+        }
+        Ok(())
+    }
+
+    /// The session is over: whatever was still running has no known end.
+    pub fn abandon(&mut self) -> Vec<Outcome> {
+        let mut done = Vec::new();
+        for pending in self.pending.drain(..) {
+            match pending {
+                Pending::Query { operations, .. } => done.extend(
+                    operations
+                        .into_iter()
+                        .map(|it| it.done(StatementOutcome::Aborted, None, None)),
+                ),
+                Pending::Execute { operation, .. } => {
+                    done.extend(operation.map(|it| it.done(StatementOutcome::Aborted, None, None)));
+                }
+                _ => {}
+            }
+        }
+        done
+    }
+
+    fn acknowledged(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+    ) -> Result<(), ProtocolError> {
+        let expected = match self.pending.front() {
+            Some(Pending::Parse { .. }) => b'1',
+            Some(Pending::Bind { .. }) => b'2',
+            Some(Pending::Close { .. }) => b'3',
+            _ => return Err(out_of_step(message)),
+        };
+        if message.tag() != expected {
+            return Err(out_of_step(message));
+        }
+        self.pending.pop_front();
+        delivery.unchanged(message);
+        Ok(())
+    }
+
+    fn row_description(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+    ) -> Result<(), ProtocolError> {
+        match self.pending.front() {
+            Some(Pending::Describe) => {
+                RowDescription::parse(message)?;
+                self.pending.pop_front();
+                delivery.unchanged(message);
+            }
+            Some(Pending::OwnDescribe { .. }) => {
+                let plan = self.plan_of(message)?;
+                self.columns_known(plan);
+            }
+            Some(Pending::Query { .. }) => {
+                self.plan = self.plan_of(message)?;
+                delivery.unchanged(message);
+            }
+            _ => return Err(out_of_step(message)),
+        }
+        Ok(())
+    }
+
+    fn no_data(&mut self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
+        match self.pending.front() {
+            Some(Pending::Describe) => {
+                self.pending.pop_front();
+                delivery.unchanged(message);
+            }
+            Some(Pending::OwnDescribe { .. }) => self.columns_known(Arc::default()),
+            _ => return Err(out_of_step(message)),
+        }
+        Ok(())
+    }
+
+    fn columns_known(&mut self, plan: Arc<Plan>) {
+        self.plan = plan;
+        if let Some(Pending::OwnDescribe {
+            binary: Some(waiting),
+        }) = self.pending.pop_front()
+        {
+            // Whoever waited may have gone with its connection.
+            let _ = waiting.send(self.plan.binary().map(str::to_owned));
+        }
+    }
+
+    fn plan_of(&self, message: &Message) -> Result<Arc<Plan>, ProtocolError> {
+        let description = RowDescription::parse(message)?;
+        Ok(Arc::new(Plan::new(&description, |table, attribute| {
+            self.catalogue.masked(table, attribute)
+        })))
+    }
+
+    /// A DataRow, or a piece of COPY output.
+    fn data(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+        row: bool,
+    ) -> Result<(), ProtocolError> {
+        let operation = match self.pending.front_mut() {
+            Some(Pending::Query { operations, .. }) => operations.front_mut(),
+            Some(Pending::Execute { operation, .. }) => operation.as_mut(),
+            _ => None,
+        };
+        let operation = operation.ok_or_else(|| out_of_step(message))?;
+        operation.bytes += u64::try_from(message.body().len()).unwrap_or(u64::MAX);
+        if row {
+            operation.rows += 1;
+            operation.masked += delivery.row(message, &self.plan)?;
+        } else {
+            delivery.unchanged(message);
+        }
+        Ok(())
+    }
+
+    /// CommandComplete, EmptyQueryResponse or PortalSuspended.
+    fn complete(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+        done: &mut Vec<Outcome>,
+        outcome: StatementOutcome,
+    ) -> Result<(), ProtocolError> {
+        let tag = match message.tag() {
+            b'C' => Some(String::from_utf8_lossy(backend::command_tag(message)?).into_owned()),
+            _ => None,
+        };
+        match self.pending.front_mut() {
+            // A text without statements has no operation, and is answered by `I`.
+            Some(Pending::Query { operations, .. }) => {
+                if let Some(operation) = operations.pop_front() {
+                    done.push(operation.done(outcome, None, tag));
+                }
+            }
+            Some(Pending::Execute { operation, .. }) => {
+                done.extend(operation.take().map(|it| it.done(outcome, None, tag)));
+                self.pending.pop_front();
+            }
+            _ => return Err(out_of_step(message)),
+        }
+        delivery.unchanged(message);
+        Ok(())
+    }
+
+    /// The server waits for COPY data, and from here on ignores every Sync until the data ends.
+    fn copy_in(&mut self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
+        if !matches!(
+            self.pending.front(),
+            Some(Pending::Query { .. } | Pending::Execute { .. })
+        ) {
+            return Err(out_of_step(message));
+        }
+        let end = self
+            .pending
+            .iter()
+            .position(|pending| matches!(pending, Pending::CopyEnd));
+        let mut index = 0;
+        self.pending.retain(|pending| {
+            let inside = end.is_none_or(|end| index <= end);
+            index += 1;
+            !(inside && matches!(pending, Pending::Sync | Pending::CopyEnd))
+        });
+        self.copy_in = end.is_none();
+        delivery.unchanged(message);
+        Ok(())
+    }
+
+    fn error(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+        done: &mut Vec<Outcome>,
+    ) -> Result<(), ProtocolError> {
+        let fields = backend::error_fields(message)?;
+        let sqlstate = backend::sqlstate(&fields);
+        // Only an ordinary error can be the one a replaced message provoked.
+        let ordinary = fields.contains(&(b'S', b"ERROR")) || fields.contains(&(b'V', b"ERROR"));
+        self.copy_in = false;
+        match self.pending.front_mut() {
+            Some(Pending::Denied {
+                denial,
+                ends_with_ready,
+            }) if ordinary => {
+                let denial = denial.clone();
+                self.failed |= !*ends_with_ready;
+                delivery.own(|out| encode::error_response(out, &refusal(&denial)));
+                return Ok(());
+            }
+            Some(Pending::Query { operations, .. }) => {
+                let mut operations = std::mem::take(operations).into_iter();
+                done.extend(
+                    operations
+                        .next()
+                        .map(|it| it.done(StatementOutcome::Error, Some(sqlstate), None)),
+                );
+                done.extend(operations.map(|it| it.done(StatementOutcome::Skipped, None, None)));
+            }
+            Some(Pending::Execute { operation, .. }) => {
+                done.extend(
+                    operation
+                        .take()
+                        .map(|it| it.done(StatementOutcome::Error, Some(sqlstate), None)),
+                );
+                self.failed = true;
+            }
+            // The end of a transaction failed; ReadyForQuery follows at once.
+            Some(Pending::Sync) | None => {}
+            Some(Pending::OwnDescribe { binary }) => {
+                // Whoever holds an Execute back may let it go: the server will skip it.
+                *binary = None;
+                self.failed = true;
+            }
+            Some(_) => self.failed = true,
+        }
+        self.error_text(message, delivery)
+    }
+
+    fn error_text(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+    ) -> Result<(), ProtocolError> {
+        if !self.catalogue.masks_anything() {
+            delivery.unchanged(message);
+            return Ok(());
+        }
+        let sensitive = match self.pending.front() {
+            Some(
+                Pending::Query { sensitive, .. }
+                | Pending::Bind { sensitive }
+                | Pending::Execute { sensitive, .. },
+            ) => *sensitive,
+            Some(Pending::Parse { allowed, .. }) => allowed.sensitive(),
+            _ => true,
+        };
+        delivery.error(message, sensitive)
+    }
+
+    /// ReadyForQuery: a simple query, or everything up to a Sync, is over.
+    fn ready(&mut self, message: &Message, done: &mut Vec<Outcome>) -> Result<(), ProtocolError> {
+        if std::mem::take(&mut self.failed) {
+            let sync = self
+                .pending
+                .iter()
+                .position(|pending| matches!(pending, Pending::Sync))
+                .ok_or_else(|| out_of_step(message))?;
+            let over: Vec<Pending> = self.pending.drain(..=sync).collect();
+            self.undo(over, done);
+            return Ok(());
+        }
+        match self.pending.pop_front() {
+            Some(Pending::Query { operations, .. }) => {
+                done.extend(
+                    operations
+                        .into_iter()
+                        .map(|it| it.done(StatementOutcome::Skipped, None, None)),
+                );
+                Ok(())
+            }
+            Some(
+                Pending::Sync
+                | Pending::Denied {
+                    ends_with_ready: true,
+                    ..
+                },
+            ) => Ok(()),
+            _ => Err(out_of_step(message)),
+        }
+    }
+
+    /// Takes back what the failed message and the skipped ones behind it would have changed.
+    fn undo(&mut self, over: Vec<Pending>, done: &mut Vec<Outcome>) {
+        let mut skipped = Vec::new();
+        for pending in over.into_iter().rev() {
+            match pending {
+                Pending::Execute {
+                    operation: Some(operation),
+                    ..
+                } => skipped.push(operation.done(StatementOutcome::Skipped, None, None)),
+                Pending::Query { operations, .. } => skipped.extend(
+                    operations
+                        .into_iter()
+                        .rev()
+                        .map(|it| it.done(StatementOutcome::Skipped, None, None)),
+                ),
+                Pending::Parse {
+                    name,
+                    allowed,
+                    replaced,
+                } => {
+                    let current = self.statements.get(&name);
+                    if current.is_some_and(|current| Arc::ptr_eq(current, &allowed)) {
+                        match replaced {
+                            Some(replaced) => self.statements.insert(name, replaced),
+                            None => self.statements.remove(&name),
+                        };
+                    }
+                }
+                Pending::Close {
+                    name: Some(name),
+                    removed: Some(removed),
+                } => {
+                    self.statements.entry(name).or_insert(removed);
+                }
+                _ => {}
+            }
+        }
+        done.extend(skipped.into_iter().rev());
+    }
+}
+
+/// The error an agent sees in place of the one the server was made to give.
+fn refusal(denial: &Denial) -> ErrorText<'_> {
+    ErrorText {
+        severity: Severity::Error,
+        sqlstate: "42501",
+        message: &denial.message,
+        detail: Some(&denial.detail),
+        hint: Some(&denial.hint),
+    }
+}
+
+/// Settings that change how a statement's text is read: analysis assumes these values.
+fn watched_parameter(message: &Message) -> Result<(), ProtocolError> {
+    let (name, value) = backend::parameter_status(message)?;
+    match name {
+        b"standard_conforming_strings" if value != b"on" => Err(ProtocolError::Refused(
+            "standard_conforming_strings must stay on",
+        )),
+        b"client_encoding" if !super::parameters::encoding_is_safe(value) => Err(
+            ProtocolError::Refused("client_encoding must be UTF8 or another ASCII-safe encoding"),
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn out_of_step(message: &Message) -> ProtocolError {
+    ProtocolError::Unexpected { tag: message.tag() }
+}

@@ -1,0 +1,473 @@
+//! The session's two directions, read at the same time so that neither can hold up the other.
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+use super::catalogue::{CatalogueError, Catalogues};
+use super::conversation::{Conversation, MAX_IN_FLIGHT};
+use crate::audit::event::{Stage, StatementProtocol};
+use crate::policy::Denial;
+use crate::protocol::postgres::frontend::{Bind, Frontend};
+use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
+use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
+use crate::session::forward::forward;
+use crate::session::mask::Delivery;
+use crate::session::record::{EvidenceError, Recorder};
+
+/// How much is read at once.
+const READ: usize = 32 << 10;
+
+/// Requests are forwarded at the latest when this many bytes are gathered.
+const BATCH: usize = 64 << 10;
+
+/// Why a session ends before both sides said goodbye.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    #[error("the agent broke the protocol: {0}")]
+    Agent(ProtocolError),
+    #[error("the target broke the protocol: {0}")]
+    Target(ProtocolError),
+    #[error("the connection to the agent broke: {0}")]
+    AgentIo(io::Error),
+    #[error("the connection to the target broke: {0}")]
+    TargetIo(io::Error),
+    #[error(transparent)]
+    Evidence(#[from] EvidenceError),
+    #[error(transparent)]
+    Catalogue(#[from] CatalogueError),
+}
+
+/// What both directions share.
+#[derive(Debug)]
+pub struct Session {
+    pub conversation: Mutex<Conversation>,
+    pub recorder: Arc<Recorder>,
+    /// Signalled whenever answers have made room for more requests.
+    pub answered: Notify,
+}
+
+impl Session {
+    fn conversation(&self) -> MutexGuard<'_, Conversation> {
+        self.conversation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Agent to target, until the agent says goodbye or closes.
+pub async fn requests<R, W>(
+    session: &Session,
+    judge: &Judge,
+    catalogues: &Catalogues,
+    agent: &mut R,
+    target: &mut W,
+    mut buffer: BytesMut,
+) -> Result<(), RelayError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut requests = Requests {
+        session,
+        judge,
+        catalogues,
+        target,
+        batch: Permit::default(),
+    };
+    loop {
+        while let Some(message) =
+            decode(&mut buffer, Sender::Frontend).map_err(RelayError::Agent)?
+        {
+            if requests.take(&message).await? == Next::End {
+                requests.send().await?;
+                let _ = requests.target.shutdown().await;
+                return Ok(());
+            }
+        }
+        requests.send().await?;
+        buffer.reserve(READ);
+        let read = agent
+            .read_buf(&mut buffer)
+            .await
+            .map_err(RelayError::AgentIo)?;
+        if read == 0 {
+            return match buffer.is_empty() {
+                true => Ok(()),
+                false => Err(RelayError::Agent(ProtocolError::Refused(
+                    "the connection ended in the middle of a message",
+                ))),
+            };
+        }
+    }
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Next {
+    More,
+    End,
+}
+
+struct Requests<'a, W> {
+    session: &'a Session,
+    judge: &'a Judge,
+    catalogues: &'a Catalogues,
+    target: &'a mut W,
+    batch: Permit,
+}
+
+impl<W: AsyncWrite + Unpin> Requests<'_, W> {
+    async fn take(&mut self, message: &Message) -> Result<Next, RelayError> {
+        self.room().await?;
+        let parsed = Frontend::parse(message).map_err(RelayError::Agent)?;
+        let conversation = || self.session.conversation();
+        match parsed {
+            Frontend::Query { text } => self.query(message, text).await?,
+            Frontend::Parse { name, text } => self.parse(message, name, text).await?,
+            Frontend::Bind(bind) => self.bind(message, &bind)?,
+            Frontend::Execute { portal, .. } => self.execute(message, portal).await?,
+            Frontend::Describe(_) => {
+                conversation().describe();
+                self.control(message, Shown::AsSent)?;
+            }
+            Frontend::Close(object) => {
+                conversation().close(object);
+                self.control(message, Shown::AsSent)?;
+            }
+            Frontend::Sync => {
+                conversation().sync();
+                self.control(message, Shown::AsSent)?;
+            }
+            Frontend::Flush => self.control(message, Shown::AsSent)?,
+            Frontend::CopyData => self.copy_data(message)?,
+            Frontend::CopyDone | Frontend::CopyFail => {
+                conversation().copy_end();
+                self.control(message, Shown::AsSent)?;
+            }
+            Frontend::FunctionCall => self.call(message)?,
+            Frontend::Terminate => {
+                self.control(message, Shown::AsSent)?;
+                return Ok(Next::End);
+            }
+            Frontend::Password => {
+                return Err(RelayError::Agent(ProtocolError::Unexpected { tag: b'p' }));
+            }
+        }
+        if self.batch.len() >= BATCH {
+            self.send().await?;
+        }
+        Ok(Next::More)
+    }
+
+    /// Waits while too much is in flight.
+    async fn room(&mut self) -> Result<(), RelayError> {
+        while self.session.conversation().in_flight() >= MAX_IN_FLIGHT {
+            self.send().await?;
+            let answered = self.session.answered.notified();
+            if self.session.conversation().in_flight() >= MAX_IN_FLIGHT {
+                answered.await;
+            }
+        }
+        Ok(())
+    }
+
+    async fn query(&mut self, message: &Message, text: &[u8]) -> Result<(), RelayError> {
+        match self.rule(text).await? {
+            Ruling::Allowed(allowed) => {
+                let first = self.session.conversation().query(&allowed);
+                self.session
+                    .recorder
+                    .intents(&allowed, first, StatementProtocol::Simple, None)?;
+                let shown = allowed.evidence().map(|text| {
+                    let mut out = BytesMut::new();
+                    encode::query(&mut out, text);
+                    out
+                });
+                self.batch
+                    .and(Permit::allowed(&allowed, message, shown_as(shown.as_ref())));
+            }
+            Ruling::Denied(denied) => {
+                let mut shown = BytesMut::new();
+                encode::query(&mut shown, &denied.evidence);
+                self.deny(&denied, true)?;
+                self.batch.and(Permit::refused_query(&shown));
+            }
+        }
+        Ok(())
+    }
+
+    async fn parse(
+        &mut self,
+        message: &Message,
+        name: &[u8],
+        text: &[u8],
+    ) -> Result<(), RelayError> {
+        match self.rule(text).await? {
+            Ruling::Allowed(allowed) => {
+                let shown = allowed.evidence().map(|text| {
+                    let mut out = BytesMut::new();
+                    encode::parse(&mut out, name, text);
+                    out
+                });
+                self.session
+                    .conversation()
+                    .parse(name, Arc::clone(&allowed));
+                self.batch
+                    .and(Permit::allowed(&allowed, message, shown_as(shown.as_ref())));
+            }
+            Ruling::Denied(denied) => {
+                let mut shown = BytesMut::new();
+                encode::parse(&mut shown, name, &denied.evidence);
+                self.deny(&denied, false)?;
+                self.batch.and(Permit::refused_extended(&shown));
+            }
+        }
+        Ok(())
+    }
+
+    fn bind(&mut self, message: &Message, bind: &Bind<'_>) -> Result<(), RelayError> {
+        let sensitive = self.session.conversation().bind(
+            bind.portal,
+            bind.statement,
+            bind.parameters,
+            bind.binary_results,
+        );
+        if !sensitive || bind.parameters == 0 {
+            return self.control(message, Shown::AsSent);
+        }
+        let shown = without_values(message, bind);
+        self.control(message, Shown::Instead(&shown))
+    }
+
+    async fn execute(&mut self, message: &Message, portal: &[u8]) -> Result<(), RelayError> {
+        let (execution, masks) = {
+            let conversation = self.session.conversation();
+            let masks = conversation.catalogue().masks_anything();
+            (conversation.execution(portal), masks)
+        };
+        if masks && let Some(column) = self.describe(portal, execution.binary).await? {
+            let denied = binary_masked(&execution.allowed, &column);
+            self.deny(&denied, false)?;
+            let shown = BytesMut::from(&message.bytes()[..]);
+            self.batch.and(Permit::refused_extended(&shown));
+            return Ok(());
+        }
+        let first = self.session.conversation().execute(&execution);
+        self.session.recorder.intents(
+            &execution.allowed,
+            first,
+            StatementProtocol::Extended,
+            execution.parameters,
+        )?;
+        self.control(message, Shown::AsSent)
+    }
+
+    /// Asks for the portal's columns ahead of its rows. Where rows may come in binary the answer is
+    /// waited for, because a masked column in binary must not even be executed; its name comes back.
+    async fn describe(&mut self, portal: &[u8], wait: bool) -> Result<Option<String>, RelayError> {
+        let answer = self.session.conversation().own_describe(wait);
+        self.batch.and(Permit::own_describe(portal, wait));
+        let Some(answer) = answer else {
+            return Ok(None);
+        };
+        self.send().await?;
+        // Dropped unanswered: the server is skipping to the next Sync and will skip the Execute too.
+        Ok(answer.await.unwrap_or_default())
+    }
+
+    fn copy_data(&mut self, message: &Message) -> Result<(), RelayError> {
+        if !self.session.conversation().catalogue().masks_anything() {
+            return self.control(message, Shown::AsSent);
+        }
+        let mut shown = BytesMut::new();
+        let note = format!("[{} bytes withheld]", message.body().len());
+        encode::withheld(&mut shown, b'd', &note);
+        self.control(message, Shown::Instead(&shown))
+    }
+
+    fn call(&mut self, message: &Message) -> Result<(), RelayError> {
+        let denied = Denied {
+            denial: Denial {
+                rule: "sql:function-call".to_owned(),
+                message: "function calls outside of SQL are not allowed".to_owned(),
+                detail: "Rule sql:function-call: a FunctionCall message names no statement that could be decided."
+                    .to_owned(),
+                hint: "Call the function in a SELECT instead.".to_owned(),
+            },
+            statement: "FunctionCall".to_owned(),
+            evidence: String::new(),
+        };
+        self.deny(&denied, true)?;
+        let mut shown = BytesMut::new();
+        let note = format!("[{} bytes withheld]", message.body().len());
+        encode::withheld(&mut shown, b'F', &note);
+        self.batch.and(Permit::refused_call(&shown));
+        Ok(())
+    }
+
+    async fn rule(&self, text: &[u8]) -> Result<Ruling, RelayError> {
+        let catalogue = self.catalogues.current().await?;
+        self.session
+            .conversation()
+            .update_catalogue(Arc::clone(&catalogue));
+        let ruling = self.judge.sql(text, catalogue.derived()).await;
+        if let Ruling::Allowed(allowed) = &ruling
+            && changes_schema(allowed)
+        {
+            self.catalogues.stale().await;
+        }
+        Ok(ruling)
+    }
+
+    fn deny(&self, denied: &Denied, ends_with_ready: bool) -> Result<(), RelayError> {
+        let stmt = self
+            .session
+            .conversation()
+            .denied(denied.denial.clone(), ends_with_ready);
+        self.session.recorder.denied(stmt, denied)?;
+        Ok(())
+    }
+
+    fn control(&mut self, message: &Message, shown: Shown<'_>) -> Result<(), RelayError> {
+        let permit = Permit::control(message, shown).ok_or(RelayError::Agent(
+            ProtocolError::Unexpected { tag: message.tag() },
+        ))?;
+        self.batch.and(permit);
+        Ok(())
+    }
+
+    /// Puts what is gathered on record and sends it.
+    async fn send(&mut self) -> Result<(), RelayError> {
+        if self.batch.is_empty() {
+            return Ok(());
+        }
+        let recorded = self
+            .session
+            .recorder
+            .request(std::mem::take(&mut self.batch))?;
+        forward(self.target, recorded)
+            .await
+            .map_err(RelayError::TargetIo)
+    }
+}
+
+fn shown_as(instead: Option<&BytesMut>) -> Shown<'_> {
+    instead.map_or(Shown::AsSent, Shown::Instead)
+}
+
+/// DDL and arbitrary code may change which columns are masked.
+fn changes_schema(allowed: &Allowed) -> bool {
+    allowed.statements().iter().any(|statement| {
+        !statement.verbs.iter().all(|verb| {
+            matches!(
+                verb.as_str(),
+                "sql:select"
+                    | "sql:insert"
+                    | "sql:update"
+                    | "sql:delete"
+                    | "sql:set"
+                    | "sql:show"
+                    | "sql:transaction"
+            )
+        })
+    })
+}
+
+/// A Bind whose values are blanked, length by length.
+fn without_values(message: &Message, bind: &Bind<'_>) -> BytesMut {
+    let mut shown = BytesMut::from(&message.bytes()[..]);
+    let mut at = HEADER + bind.values.start;
+    for _ in 0..bind.parameters {
+        let Some(length) = shown.get(at..at + 4) else {
+            break;
+        };
+        let length = <[u8; 4]>::try_from(length).map_or(-1, i32::from_be_bytes);
+        at += 4;
+        let length = usize::try_from(length).unwrap_or(0);
+        if let Some(value) = shown.get_mut(at..at + length) {
+            value.fill(b'*');
+        }
+        at += length;
+    }
+    shown
+}
+
+fn binary_masked(allowed: &Allowed, column: &str) -> Denied {
+    let statement = allowed
+        .statements()
+        .first()
+        .map(|statement| statement.text.clone())
+        .unwrap_or_default();
+    Denied {
+        denial: Denial {
+            rule: "mask:binary".to_owned(),
+            message: format!("column {column} is masked and was asked for in binary format"),
+            detail: "Rule mask:binary: masked columns can be returned in text format only."
+                .to_owned(),
+            hint: format!(
+                "Leave {column} out of the select list, or ask for text results (asyncpg: set a text codec; psycopg: binary=False; JDBC: binaryTransfer=false)."
+            ),
+        },
+        evidence: statement.clone(),
+        statement,
+    }
+}
+
+/// Target to agent, until the target closes.
+pub async fn responses<R, W>(
+    session: &Session,
+    target: &mut R,
+    agent: &mut W,
+    mut buffer: BytesMut,
+) -> Result<(), RelayError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut delivery = Delivery::default();
+    let mut done = Vec::new();
+    loop {
+        {
+            let mut conversation = session.conversation();
+            while let Some(message) =
+                decode(&mut buffer, Sender::Backend).map_err(RelayError::Target)?
+            {
+                conversation
+                    .answer(&message, &mut delivery, &mut done)
+                    .map_err(RelayError::Target)?;
+            }
+        }
+        session.answered.notify_one();
+        for outcome in done.drain(..) {
+            session.recorder.result(&outcome)?;
+        }
+        let recorded = session.recorder.response(delivery.finish())?;
+        forward(agent, recorded)
+            .await
+            .map_err(RelayError::AgentIo)?;
+        buffer.reserve(READ);
+        let read = target
+            .read_buf(&mut buffer)
+            .await
+            .map_err(RelayError::TargetIo)?;
+        if read == 0 {
+            return Ok(());
+        }
+    }
+}
+
+/// The leaf of a session that ended because somebody broke a rule of the protocol.
+pub fn protocol_denial(error: &ProtocolError) -> (Stage, Denial) {
+    (
+        Stage::Protocol,
+        Denial {
+            rule: "protocol:malformed".to_owned(),
+            message: "the connection does not follow PostgreSQL's protocol".to_owned(),
+            detail: error.to_string(),
+            hint: "Use a PostgreSQL client.".to_owned(),
+        },
+    )
+}

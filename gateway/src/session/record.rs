@@ -1,0 +1,267 @@
+//! Record: evidence before effect.
+//!
+//! Only this file makes a [`Recorded`]: bytes that are in the session's recording. Leaves are written
+//! through the same recorder, so that everything a session leaves behind carries the same names. An
+//! error here ends the session: what cannot be recorded does not happen.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Instant, SystemTime};
+
+use bytes::Bytes;
+
+use super::decide::{Allowed, Denied, Permit};
+use super::mask::Masked;
+use crate::audit::event::{
+    Decision, Event, SessionId, SessionOutcome, Stage, StatementOutcome, StatementProtocol, Who,
+};
+use crate::policy::Denial;
+use crate::store::log::{Log, LogError};
+use crate::store::recordings::{Direction, RecordingError, RecordingWriter};
+
+/// Bytes that are in the recording and may leave.
+#[derive(Debug)]
+pub struct Recorded(Bytes);
+
+impl Recorded {
+    pub(super) fn into_bytes(self) -> Bytes {
+        self.0
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EvidenceError {
+    #[error("the evidence log cannot be written: {0}")]
+    Log(#[from] LogError),
+    #[error("the recording cannot be written: {0}")]
+    Recording(#[from] RecordingError),
+}
+
+/// How one statement ended.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub stmt: u64,
+    pub outcome: StatementOutcome,
+    pub sqlstate: Option<String>,
+    pub tag: Option<String>,
+    pub rows: u64,
+    pub bytes: u64,
+    pub masked: u64,
+    pub started: Instant,
+}
+
+/// What a session's last leaf counts.
+#[derive(Debug, Default, Clone, Copy)]
+struct Totals {
+    statements: u64,
+    denied: u64,
+    rows: u64,
+    masked: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+/// A session's recording and its line in the log, shared by both directions.
+#[derive(Debug)]
+pub struct Recorder {
+    log: Arc<Log>,
+    session: SessionId,
+    who: Who,
+    opened: Instant,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    writer: Option<RecordingWriter>,
+    totals: Totals,
+}
+
+impl Recorder {
+    pub fn new(
+        log: Arc<Log>,
+        session: SessionId,
+        who: Who,
+        writer: RecordingWriter,
+        opened: Instant,
+    ) -> Self {
+        Self {
+            log,
+            session,
+            who,
+            opened,
+            state: Mutex::new(State {
+                writer: Some(writer),
+                totals: Totals::default(),
+            }),
+        }
+    }
+
+    /// The request bytes, as evidence shows them, are on file; the upstream bytes may go.
+    pub fn request(&self, permit: Permit) -> Result<Recorded, EvidenceError> {
+        let (upstream, evidence) = permit.into_parts();
+        self.append(Direction::FromAgent, &evidence)?;
+        self.with(|state| state.totals.bytes_in += length(&evidence));
+        Ok(Recorded(upstream))
+    }
+
+    /// The response bytes are on file as the agent will see them.
+    pub fn response(&self, masked: Masked) -> Result<Recorded, EvidenceError> {
+        let bytes = masked.into_bytes();
+        self.append(Direction::ToAgent, &bytes)?;
+        self.with(|state| state.totals.bytes_out += length(&bytes));
+        Ok(Recorded(bytes))
+    }
+
+    fn append(&self, direction: Direction, bytes: &[u8]) -> Result<(), EvidenceError> {
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        self.with(|state| match &mut state.writer {
+            Some(writer) => writer.append(direction, bytes, SystemTime::now()),
+            // Finished: the session is over and nothing may follow.
+            None => Err(RecordingError::Finished),
+        })?;
+        Ok(())
+    }
+
+    /// One intent leaf per statement of an allowed text, numbered from `first`.
+    pub fn intents(
+        &self,
+        allowed: &Allowed,
+        first: u64,
+        protocol: StatementProtocol,
+        params: Option<usize>,
+    ) -> Result<(), EvidenceError> {
+        for (stmt, statement) in (first..).zip(allowed.statements()) {
+            self.leaf(&Event::StmtIntent {
+                session: self.session,
+                who: self.who.clone(),
+                stmt,
+                protocol,
+                statement: statement.text.clone(),
+                decision: Decision::Allow,
+                rule: statement.rule.clone(),
+                verbs: statement.verbs.clone(),
+                tables: statement.tables.clone(),
+                params,
+            })?;
+            self.with(|state| state.totals.statements += 1);
+        }
+        Ok(())
+    }
+
+    pub fn denied(&self, stmt: u64, denied: &Denied) -> Result<(), EvidenceError> {
+        self.deny(
+            Stage::Statement,
+            Some(stmt),
+            Some(denied.statement.clone()),
+            &denied.denial,
+        )
+    }
+
+    pub fn deny(
+        &self,
+        stage: Stage,
+        stmt: Option<u64>,
+        statement: Option<String>,
+        denial: &Denial,
+    ) -> Result<(), EvidenceError> {
+        self.with(|state| state.totals.denied += 1);
+        self.leaf(&denial_event(
+            Some(self.session),
+            &self.who,
+            stage,
+            stmt,
+            statement,
+            denial,
+        ))
+    }
+
+    pub fn result(&self, outcome: &Outcome) -> Result<(), EvidenceError> {
+        self.with(|state| {
+            state.totals.rows += outcome.rows;
+            state.totals.masked += outcome.masked;
+        });
+        self.leaf(&Event::StmtResult {
+            session: self.session,
+            who: self.who.clone(),
+            stmt: outcome.stmt,
+            outcome: outcome.outcome,
+            sqlstate: outcome.sqlstate.clone(),
+            tag: outcome.tag.clone(),
+            rows: outcome.rows,
+            bytes: outcome.bytes,
+            masked: outcome.masked,
+            duration_us: micros(outcome.started),
+        })
+    }
+
+    /// The session's last leaf, with the digest of its recording. Called once; later calls do nothing.
+    pub fn close(
+        &self,
+        outcome: SessionOutcome,
+        reason: Option<String>,
+    ) -> Result<(), EvidenceError> {
+        let Some((writer, totals)) = self.with(|state| Some((state.writer.take()?, state.totals)))
+        else {
+            return Ok(());
+        };
+        let digest = writer.finish();
+        self.leaf(&Event::SessionClose {
+            session: self.session,
+            who: self.who.clone(),
+            outcome,
+            reason,
+            statements: totals.statements,
+            denied: totals.denied,
+            rows: totals.rows,
+            bytes_in: totals.bytes_in,
+            bytes_out: totals.bytes_out,
+            masked: totals.masked,
+            duration_us: micros(self.opened),
+            recording_sha256: digest.as_ref().ok().map(|digest| digest.sha256.clone()),
+            recording_frames: digest.as_ref().map_or(0, |digest| digest.frames),
+        })?;
+        digest?;
+        Ok(())
+    }
+
+    fn leaf(&self, event: &Event) -> Result<(), EvidenceError> {
+        self.log.append(event, SystemTime::now())?;
+        Ok(())
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        // A panic while the lock was held leaves counters that are at worst one short.
+        act(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// The leaf of a refusal, of a session or of one statement in it.
+pub fn denial_event(
+    session: Option<SessionId>,
+    who: &Who,
+    stage: Stage,
+    stmt: Option<u64>,
+    statement: Option<String>,
+    denial: &Denial,
+) -> Event {
+    Event::Deny {
+        session,
+        who: who.clone(),
+        stage,
+        stmt,
+        statement,
+        rule: denial.rule.clone(),
+        reason: format!("{}: {}", denial.message, denial.detail),
+        hint: Some(denial.hint.clone()),
+    }
+}
+
+fn length(bytes: &[u8]) -> u64 {
+    u64::try_from(bytes.len()).unwrap_or(u64::MAX)
+}
+
+fn micros(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_micros()).unwrap_or(u64::MAX)
+}
