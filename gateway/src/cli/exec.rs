@@ -1,10 +1,148 @@
-use std::process::ExitCode;
+//! `sluice exec`: start a command as an agent.
+//!
+//! The command runs in the agent's cgroup, as the agent's user, with nothing inherited that could lead past
+//! the gateway: no open descriptor beyond the standard three (a socket made outside escapes every hook), no
+//! way to gain privileges. The order matters: the guard is verified and the cgroup entered before privileges
+//! are dropped, and everything happens before the command's first instruction.
+
+use std::ffi::{CString, OsString};
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd as _, RawFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::prctl;
+use nix::sys::socket::{AddressFamily, SockaddrLike as _, SockaddrStorage, getsockname};
+use nix::unistd::{self, User};
 
 use super::Globals;
+use crate::config::{Agent, Config};
+use crate::intercept::{cgroup, guard};
+
+/// What a shell answers when a command cannot be run, or is not there.
+const CANNOT_RUN: u8 = 126;
+const NOT_FOUND: u8 = 127;
 
 #[derive(clap::Args, Debug)]
-pub struct Args {}
+pub struct Args {
+    /// The agent, as named in the configuration
+    #[arg(long)]
+    agent: String,
+    /// Run as this user instead of the agent's run_as; root only if named here
+    #[arg(long)]
+    user: Option<String>,
+    /// The command and its arguments
+    #[arg(last = true, required = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
 
-pub fn run(_args: Args, _globals: &Globals) -> anyhow::Result<ExitCode> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
+    let config = globals.load_config()?;
+    let agent = find_agent(&config, &args.agent)?;
+    let user = find_user(agent, args.user.as_deref())?;
+    ensure!(
+        unistd::geteuid().is_root(),
+        "sluice exec enters the agent's cgroup and changes user: run it as root"
+    );
+    guard::verify(&config.kernel)?;
+    refuse_network_streams()?;
+    close_beyond_standard()?;
+    enter_cgroup(agent)?;
+    become_user(&user)?;
+    prctl::set_no_new_privs().context("setting no_new_privs")?;
+    replace_process(&args.command, &user)
+}
+
+fn find_agent<'c>(config: &'c Config, name: &str) -> Result<&'c Agent> {
+    match config.agents.get(name) {
+        Some(agent) => Ok(agent),
+        None => {
+            let known: Vec<&str> = config.agents.keys().map(String::as_str).collect();
+            bail!(
+                "no agent {name:?} in the configuration; there is: {}",
+                known.join(", ")
+            )
+        }
+    }
+}
+
+/// Root only by explicit request: whoever is root in an agent's cgroup can take the kernel programs away.
+fn find_user(agent: &Agent, requested: Option<&str>) -> Result<User> {
+    let name = requested.unwrap_or(&agent.run_as);
+    let user = User::from_name(name).with_context(|| format!("looking up user {name:?}"))?;
+    let user = user.with_context(|| format!("there is no user {name:?} on this host"))?;
+    ensure!(
+        !user.uid.is_root() || requested.is_some(),
+        "agent {:?} has run_as = {name:?}: an agent that is root can escape; if you mean it, say --user {name}",
+        agent.name
+    );
+    Ok(user)
+}
+
+/// A network socket as standard input belongs to another cgroup and would carry traffic past the gateway.
+fn refuse_network_streams() -> Result<()> {
+    let standard = [
+        ("input", std::io::stdin().as_fd().as_raw_fd()),
+        ("output", std::io::stdout().as_fd().as_raw_fd()),
+        ("error", std::io::stderr().as_fd().as_raw_fd()),
+    ];
+    for (name, descriptor) in standard {
+        let family = getsockname::<SockaddrStorage>(descriptor)
+            .ok()
+            .and_then(|address| address.family());
+        let is_network = matches!(family, Some(AddressFamily::Inet | AddressFamily::Inet6));
+        ensure!(
+            !is_network,
+            "standard {name} is a network socket, which bypasses interception: use a pipe or a terminal"
+        );
+    }
+    Ok(())
+}
+
+fn close_beyond_standard() -> Result<()> {
+    let listed: Vec<RawFd> = fs::read_dir("/proc/self/fd")
+        .context("listing open descriptors")?
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    for descriptor in listed.into_iter().filter(|descriptor| *descriptor > 2) {
+        // The one that listed them is closed already.
+        let _ = unistd::close(descriptor);
+    }
+    Ok(())
+}
+
+fn enter_cgroup(agent: &Agent) -> Result<()> {
+    let cgroup = cgroup::cgroup2_mount()?.join(&agent.cgroup);
+    cgroup::create(&cgroup)?;
+    cgroup::enter(&cgroup)?;
+    Ok(())
+}
+
+fn become_user(user: &User) -> Result<()> {
+    let name = CString::new(user.name.as_str())?;
+    unistd::initgroups(&name, user.gid).context("setting the user's groups")?;
+    unistd::setresgid(user.gid, user.gid, user.gid).context("setting the group")?;
+    unistd::setresuid(user.uid, user.uid, user.uid).context("setting the user")?;
+    Ok(())
+}
+
+/// Returns only if the command could not be started.
+fn replace_process(command: &[OsString], user: &User) -> Result<ExitCode> {
+    let Some((program, arguments)) = command.split_first() else {
+        bail!("no command")
+    };
+    let error = Command::new(program)
+        .args(arguments)
+        .env("HOME", &user.dir)
+        .env("USER", &user.name)
+        .env("LOGNAME", &user.name)
+        .exec();
+    eprintln!("sluice: {}: {error}", program.display());
+    Ok(ExitCode::from(match error.kind() {
+        ErrorKind::NotFound => NOT_FOUND,
+        _ => CANNOT_RUN,
+    }))
 }
