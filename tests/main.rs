@@ -1,1 +1,18 @@
-fn main() {}
+//! The integration tests: one binary, one file per thing that is shown.
+//!
+//! Everything is real: the kernel programs, PostgreSQL, psql, pgbench, the Python drivers, the tokens.
+//! `cargo xtask test` installs what they need and runs them as root.
+
+mod harness;
+
+mod cancel;
+mod denials;
+mod evidence;
+mod gateway_killed;
+mod hostile_bytes;
+mod interception;
+mod masks;
+mod secrets;
+mod tokens;
+mod unmodified_clients;
+mod upstream;

@@ -1,1 +1,34 @@
+//! Which of Debian's packages a task needs, beside what building needs (see `build`).
 
+use anyhow::{Result, ensure};
+
+use crate::toolchain;
+
+/// A server to stand in front of, with psql and pgbench; and openssl, which signs the demo's token.
+const DEMO: &[&str] = &["postgresql", "openssl"];
+
+/// The same server; python3-venv brings Debian's Python, which the drivers are installed for.
+const TESTS: &[&str] = &["postgresql", "python3-venv", "openssl"];
+
+/// libFuzzer is C++.
+const FUZZING: &[&str] = &["g++"];
+
+pub fn for_demo() -> Result<()> {
+    toolchain::apt_install(DEMO)
+}
+
+pub fn for_tests() -> Result<()> {
+    toolchain::apt_install(TESTS)
+}
+
+pub fn for_fuzzing() -> Result<()> {
+    toolchain::apt_install(FUZZING)
+}
+
+/// Kernel programs and control groups are root's; one line says so before anything else happens.
+pub fn require_root(task: &str) -> Result<()> {
+    use std::os::unix::fs::MetadataExt;
+    let owner = std::fs::metadata("/proc/self")?.uid();
+    ensure!(owner == 0, "run as root: sudo -E cargo xtask {task}");
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! What a client says: arbitrary bytes never panic, and how they are cut into reads changes nothing.
+
+#![no_main]
+
+use decoders::protocol::postgres::Sender;
+use decoders::protocol::postgres::frontend::Frontend;
+use decoders::{messages, messages_in_pieces};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|input: &[u8]| {
+    let whole = messages(input, Sender::Frontend);
+    let mut taken = 0;
+    for message in &whole.0 {
+        assert_eq!(
+            message.bytes(),
+            &input[taken..taken + message.bytes().len()]
+        );
+        taken += message.bytes().len();
+        match Frontend::parse(message) {
+            Ok(Frontend::Bind(bind)) => {
+                assert!(
+                    message.body().get(bind.values.clone()).is_some(),
+                    "{bind:?}"
+                );
+            }
+            Ok(parsed) => drop(format!("{parsed:?}")),
+            Err(error) => drop(error.to_string()),
+        }
+    }
+    assert_eq!(messages_in_pieces(input, Sender::Frontend), whole);
+});

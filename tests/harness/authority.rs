@@ -1,0 +1,43 @@
+//! A throw-away certificate authority.
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+
+/// Signs the certificates of one test.
+pub struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// A server's certificate and key, PEM.
+pub struct Certificate {
+    pub chain: String,
+    pub key: String,
+}
+
+impl Authority {
+    pub fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names to refuse");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key can be made");
+        let issuer = CertifiedIssuer::self_signed(params, key).expect("it can sign itself");
+        Authority { issuer }
+    }
+
+    /// A certificate for the host `names`.
+    pub fn certificate_for(&self, names: &[&str]) -> Certificate {
+        let names: Vec<String> = names.iter().map(|&name| name.to_owned()).collect();
+        let key = KeyPair::generate().expect("a key can be made");
+        let certificate = CertificateParams::new(names)
+            .expect("the names are host names")
+            .signed_by(&key, &self.issuer)
+            .expect("the authority can sign");
+        Certificate {
+            chain: certificate.pem(),
+            key: key.serialize_pem(),
+        }
+    }
+
+    /// What a client needs to trust it, PEM.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+}

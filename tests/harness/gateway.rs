@@ -1,0 +1,590 @@
+//! A whole Sluice installation below a temporary folder, with a running gateway.
+//!
+//! Each has its own control groups, pins and port, so that tests run side by side. When a test ends well,
+//! its evidence is read once more: the chain must verify and no secret may stand anywhere in it. So every
+//! test is also a test for secrets.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use jsonwebtoken::Algorithm;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::cgroup;
+use super::events::{Event, Events};
+use super::issuer::{AUDIENCE, ISSUER, Issuer};
+use super::port::Port;
+use super::postgres::{self, Postgres};
+use super::program::{Ended, drain, eventually, run};
+use super::secrets::Secrets;
+
+/// The agent that every test has.
+pub const AGENT: &str = "report-bot";
+pub const SUBJECT: &str = "report-bot@corp";
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// What a test may choose before the gateway starts.
+pub struct Setup {
+    database: u16,
+    policy: &'static str,
+    masks: Vec<(String, String)>,
+    tls: String,
+    authority: Option<String>,
+    password: String,
+    issuer: Issuer,
+    max_sessions: usize,
+    storage: Option<&'static str>,
+    algorithms: String,
+}
+
+/// An installation whose gateway runs (until the test kills it).
+pub struct Gateway {
+    root: tempfile::TempDir,
+    groups: [PathBuf; 2],
+    pins: PathBuf,
+    port: Port,
+    database: u16,
+    pub issuer: Issuer,
+    secrets: Secrets,
+    running: Option<Running>,
+    stderr: String,
+    mounted: Option<PathBuf>,
+}
+
+struct Running {
+    child: Child,
+    stderr: JoinHandle<Vec<u8>>,
+}
+
+impl Setup {
+    /// A gateway in front of the shop: report-bot may read, card numbers are masked.
+    pub fn in_front_of(server: &Postgres) -> Setup {
+        Self::in_front_of_port(server.port())
+    }
+
+    /// The same in front of whatever listens on a loopback port.
+    pub fn in_front_of_port(port: u16) -> Setup {
+        Setup {
+            database: port,
+            policy: "read-only",
+            masks: vec![mask("public.customers.card_number", "keep_last(4)")],
+            tls: r#"{ mode = "disable" }"#.to_owned(),
+            authority: None,
+            password: postgres::PASSWORD.to_owned(),
+            issuer: Issuer::signing_with(Algorithm::ES256),
+            max_sessions: 100,
+            storage: None,
+            algorithms: r#"["RS256", "ES256", "EdDSA"]"#.to_owned(),
+        }
+    }
+
+    /// Uses another of the profiles in /policies.
+    pub fn policy(mut self, name: &'static str) -> Self {
+        self.policy = name;
+        self
+    }
+
+    /// Masks one more column.
+    pub fn masking(mut self, column: &str, with: &str) -> Self {
+        self.masks.push(mask(column, with));
+        self
+    }
+
+    /// Verifies the database's certificate against `authority` for the name `server_name`.
+    pub fn verifying_tls(mut self, authority_pem: String, server_name: &str) -> Self {
+        self.tls = format!(
+            r#"{{ mode = "verify-full", ca_file = "/etc/sluice/ca.pem", server_name = "{server_name}" }}"#
+        );
+        self.authority = Some(authority_pem);
+        self
+    }
+
+    /// Takes tokens from another issuer.
+    pub fn issuer(mut self, issuer: Issuer) -> Self {
+        self.issuer = issuer;
+        self
+    }
+
+    /// Accepts tokens signed with these algorithms only, written as TOML.
+    pub fn algorithms(mut self, list: &str) -> Self {
+        self.algorithms = list.to_owned();
+        self
+    }
+
+    /// Stores another password than the database expects.
+    pub fn stored_password(mut self, password: &str) -> Self {
+        self.password = password.to_owned();
+        self
+    }
+
+    /// Keeps log and recordings on a file system of this size, so that it can be full.
+    pub fn storage_of(mut self, size: &'static str) -> Self {
+        self.storage = Some(size);
+        self
+    }
+
+    /// Serves fewer sessions at once.
+    pub fn max_sessions(mut self, limit: usize) -> Self {
+        self.max_sessions = limit;
+        self
+    }
+
+    /// Installs it, loads the guard and starts the gateway.
+    #[track_caller]
+    pub fn start(self) -> Gateway {
+        let mut gateway = self.install();
+        gateway.sluice(["guard", "load"]).succeeds();
+        gateway.start();
+        gateway
+    }
+
+    fn install(self) -> Gateway {
+        super::require_root();
+        let name = unique_name();
+        let root = tempfile::Builder::new()
+            .prefix("sluice-test-root-")
+            .tempdir()
+            .expect("the temporary folder is writable");
+        // Agents run programs from here; what they must not read is protected file by file.
+        open_to_all(root.path());
+        let mount = cgroup::mount();
+        let mut gateway = Gateway {
+            groups: [
+                mount.join(format!("{name}-agents.slice")),
+                mount.join(format!("{name}.slice")),
+            ],
+            pins: PathBuf::from("/sys/fs/bpf").join(&name),
+            port: Port::reserve(),
+            database: self.database,
+            secrets: Secrets::of_the_shop(&self.password),
+            issuer: self.issuer,
+            running: None,
+            stderr: String::new(),
+            mounted: None,
+            root,
+        };
+        gateway.write_private(
+            "etc/sluice/credentials/shop",
+            &format!("{}\n", self.password),
+        );
+        gateway.write("etc/sluice/jwks.json", &gateway.issuer.jwks());
+        if let Some(authority) = &self.authority {
+            gateway.write("etc/sluice/ca.pem", authority);
+        }
+        let profile = format!("policies/{}.cedar", self.policy);
+        let policies = fs::read_to_string(super::repository().join(&profile))
+            .expect("the profile ships with the repository");
+        gateway.write(&format!("etc/sluice/{profile}"), &policies);
+        let masks: String = self
+            .masks
+            .iter()
+            .map(|(column, with)| {
+                format!("[[targets.shop.mask]]\ncolumn = \"{column}\"\nwith = \"{with}\"\n")
+            })
+            .collect();
+        let config = format!(
+            r#"
+[gateway]
+listen_port = {port}
+max_sessions = {max_sessions}
+[kernel]
+agents_cgroup = "{name}-agents.slice"
+gateway_cgroup = "{name}.slice"
+pins = "{pins}"
+[identity.corp]
+issuer = "{ISSUER}"
+audience = "{AUDIENCE}"
+jwks = "/etc/sluice/jwks.json"
+algorithms = {algorithms}
+[agents.{AGENT}]
+identity = "corp"
+token_file = "/run/sluice/tokens/{AGENT}.jwt"
+subject = "{SUBJECT}"
+[targets.shop]
+protocol = "postgres"
+addresses = ["127.0.0.1:{database}", "[::1]:{database}"]
+database = "{shop}"
+tls = {tls}
+credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" }}
+{masks}"#,
+            port = gateway.port.number,
+            max_sessions = self.max_sessions,
+            pins = gateway.pins.display(),
+            algorithms = self.algorithms,
+            database = self.database,
+            tls = self.tls,
+            shop = postgres::DATABASE,
+            user = postgres::USER,
+        );
+        gateway.write("etc/sluice/sluice.toml", &config);
+        let token = gateway.issuer.token_for(SUBJECT).sign();
+        gateway.issue(&token);
+        if let Some(size) = self.storage {
+            gateway.mount_storage(size);
+        }
+        gateway
+    }
+}
+
+fn mask(column: &str, with: &str) -> (String, String) {
+    (column.to_owned(), with.to_owned())
+}
+
+impl Gateway {
+    /// The usual gateway in front of `server`.
+    #[track_caller]
+    pub fn in_front_of(server: &Postgres) -> Gateway {
+        Setup::in_front_of(server).start()
+    }
+
+    /// Starts the gateway (again) and waits for its ready line.
+    #[track_caller]
+    pub fn start(&mut self) {
+        assert!(self.running.is_none(), "the gateway runs already");
+        let mut child = self
+            .sluice_command(["run"])
+            .env("RUST_LOG", "debug")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("sluice starts");
+        let stderr = drain(child.stderr.take().expect("stderr is piped"));
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || {
+            // Reads to the end so that the gateway never waits for a full pipe.
+            for line in stdout.lines().map_while(Result::ok) {
+                let _ = sender.send(line);
+            }
+        });
+        self.running = Some(Running { child, stderr });
+        let ready = format!("ready on 127.0.0.1:{}", self.port.number);
+        while let Ok(line) = lines.recv_timeout(PATIENCE) {
+            if line.contains(&ready) {
+                return;
+            }
+        }
+        let stderr = self.kill();
+        panic!("sluice run did not say {ready:?}:\n{stderr}");
+    }
+
+    /// SIGKILL, as the kernel's OOM killer would. Answers what it had logged.
+    pub fn kill(&mut self) -> String {
+        self.end(Signal::SIGKILL)
+    }
+
+    /// SIGTERM, and waits until it has drained.
+    pub fn stop(&mut self) -> String {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(&mut self, signal: Signal) -> String {
+        let Some(mut running) = self.running.take() else {
+            return String::new();
+        };
+        let _ = kill(Pid::from_raw(running.child.id().cast_signed()), signal);
+        let ended = (0..500).any(|_| {
+            let ended = matches!(running.child.try_wait(), Ok(Some(_)));
+            if !ended {
+                thread::sleep(Duration::from_millis(10));
+            }
+            ended
+        });
+        if !ended {
+            let _ = running.child.kill();
+            let _ = running.child.wait();
+        }
+        let stderr = running.stderr.join().expect("the reader does not panic");
+        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        self.stderr.push_str(&stderr);
+        assert!(
+            ended || thread::panicking(),
+            "sluice run did not end on {signal}:\n{stderr}"
+        );
+        stderr
+    }
+
+    /// Fails the test if the gateway has ended by itself.
+    #[track_caller]
+    pub fn is_alive(&mut self) {
+        let running = self.running.as_mut().expect("the gateway was started");
+        let ended = running.child.try_wait().expect("a child can be asked");
+        assert!(ended.is_none(), "the gateway ended: {ended:?}");
+    }
+
+    /// The gateway's process.
+    pub fn pid(&self) -> u32 {
+        self.running.as_ref().expect("the gateway runs").child.id()
+    }
+
+    /// The port the gateway listens on.
+    pub fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    /// Gives the agent a token.
+    pub fn issue(&self, token: &str) {
+        self.secrets.add_token(token);
+        self.write_private(&format!("run/sluice/tokens/{AGENT}.jwt"), token);
+    }
+
+    /// Takes the agent's token away.
+    pub fn withdraw_token(&self) {
+        fs::remove_file(
+            self.root
+                .path()
+                .join(format!("run/sluice/tokens/{AGENT}.jwt")),
+        )
+        .expect("the agent had a token");
+    }
+
+    /// Runs a program as the agent, unmodified, with nothing of Sluice in its words.
+    #[track_caller]
+    pub fn as_agent<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ended {
+        run(self.agent_command(words))
+    }
+
+    /// The same, to be started by the test itself.
+    pub fn agent_command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        let mut command = self.sluice_command(["exec", "--agent", AGENT, "--"]);
+        command
+            .args(words)
+            .current_dir("/")
+            .env("HOME", "/nonexistent");
+        command
+    }
+
+    /// One psql session of the agent: each text is a `-c` of its own.
+    #[track_caller]
+    pub fn psql<'a>(&self, statements: impl IntoIterator<Item = &'a str>) -> Ended {
+        self.psql_at("127.0.0.1", statements)
+    }
+
+    /// The same, dialling the database at another address.
+    #[track_caller]
+    pub fn psql_at<'a>(&self, host: &str, statements: impl IntoIterator<Item = &'a str>) -> Ended {
+        self.as_agent(psql_words(&self.address(host), statements))
+    }
+
+    /// The database's real address, as the agent knows it.
+    pub fn address(&self, host: &str) -> String {
+        format!(
+            "host={host} port={} user={} dbname={}",
+            self.database,
+            postgres::USER,
+            postgres::DATABASE
+        )
+    }
+
+    /// Runs one of the operator's commands on this installation.
+    #[track_caller]
+    pub fn sluice<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Ended {
+        run(self.sluice_command(words))
+    }
+
+    /// The same, to be started by the test itself.
+    pub fn sluice_command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        command.arg("--root").arg(self.root.path()).args(words);
+        command
+    }
+
+    /// The evidence so far.
+    pub fn events(&self) -> Events {
+        Events::read(&self.log_file())
+    }
+
+    /// The first event of that name, waiting for it if need be.
+    #[track_caller]
+    pub fn event(&self, name: &str) -> Event {
+        eventually(&format!("an event {name}"), PATIENCE, || {
+            self.events().named(name).next().cloned()
+        })
+    }
+
+    /// Waits until the log has `count` events of that name and answers them.
+    #[track_caller]
+    pub fn wait_for(&self, count: usize, name: &str) -> Vec<Event> {
+        eventually(&format!("{count} events {name}"), PATIENCE, || {
+            let events: Vec<Event> = self.events().named(name).cloned().collect();
+            (events.len() >= count).then_some(events)
+        })
+    }
+
+    pub fn log_file(&self) -> PathBuf {
+        self.root.path().join("var/lib/sluice/log/log.jsonl")
+    }
+
+    pub fn recordings(&self) -> PathBuf {
+        self.root.path().join("var/lib/sluice/recordings")
+    }
+
+    /// The agents' parent control group.
+    pub fn agents_group(&self) -> &Path {
+        &self.groups[0]
+    }
+
+    /// From now on finding `secret` outside fails the test.
+    pub fn is_secret(&self, secret: &str) {
+        self.secrets.add(secret);
+    }
+
+    /// Leaves no byte of the storage's file system free.
+    pub fn fill_storage(&self) {
+        let storage = self.mounted.as_ref().expect("the storage has a size");
+        let mut filler = fs::File::create(storage.join("filler")).expect("it is mounted");
+        while filler.write_all(&[0; 512]).is_ok() {}
+    }
+
+    fn mount_storage(&mut self, size: &str) {
+        let storage = self.root.path().join("var/lib/sluice");
+        fs::create_dir_all(&storage).expect("the root is writable");
+        let mut mount = Command::new("mount");
+        mount
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+            .arg(&storage);
+        run(mount).succeeds();
+        self.mounted = Some(storage);
+    }
+
+    /// A folder below the installation that agents can read.
+    pub fn public_folder(&self, name: &str) -> PathBuf {
+        let folder = self.root.path().join(name);
+        fs::create_dir_all(&folder).expect("the root is writable");
+        open_to_all(&folder);
+        folder
+    }
+
+    /// What must never be found outside, and the places where it was.
+    pub fn secrets_found(&self) -> Vec<String> {
+        let mut places = vec![self.log_file()];
+        if let Ok(recordings) = fs::read_dir(self.recordings()) {
+            places.extend(recordings.flatten().map(|entry| entry.path()));
+        }
+        let mut found = self
+            .secrets
+            .found_in("the gateway's stderr", self.stderr.as_bytes());
+        for place in places {
+            let bytes = fs::read(&place).unwrap_or_default();
+            found.extend(self.secrets.found_in(&place.display().to_string(), &bytes));
+        }
+        if let Some(running) = &self.running {
+            for file in ["environ", "cmdline"] {
+                let place = format!("/proc/{}/{file}", running.child.id());
+                let bytes = fs::read(&place).unwrap_or_default();
+                found.extend(self.secrets.found_in(&place, &bytes));
+            }
+        }
+        found
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.root.path().join(path);
+        fs::create_dir_all(path.parent().expect("a file lies in a folder"))
+            .expect("the root is writable");
+        fs::write(path, text).expect("the root is writable");
+    }
+
+    fn write_private(&self, path: &str, text: &str) {
+        self.write(path, text);
+        let mode = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(self.root.path().join(path), mode).expect("the file is ours");
+    }
+
+    /// What is wrong with the evidence that the test leaves.
+    fn complaints(&mut self) -> Vec<String> {
+        let mut complaints = self.secrets_found();
+        if self.running.is_some() {
+            self.stop();
+            complaints.extend(self.secrets_found());
+        }
+        if self.log_file().exists() {
+            let verified = self.sluice(["audit", "verify"]);
+            if !verified.status.success() {
+                complaints.push(verified.to_string());
+            }
+        }
+        complaints
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        let mut complaints = Vec::new();
+        if thread::panicking() {
+            let stderr = self.kill();
+            eprintln!("--- the gateway's log\n{stderr}");
+            eprintln!("--- the evidence\n{}", self.events());
+        } else {
+            complaints = self.complaints();
+        }
+        cgroup::remove(&self.groups[0]);
+        let _ = self.sluice_command(["guard", "unload"]).output();
+        cgroup::remove(&self.groups[1]);
+        let _ = fs::remove_dir_all(&self.pins);
+        if let Some(storage) = &self.mounted {
+            let _ = Command::new("umount").arg(storage).status();
+        }
+        assert!(complaints.is_empty(), "{}", complaints.join("\n"));
+    }
+}
+
+/// The words of an unmodified psql that runs each statement as a `-c` of its own.
+pub fn psql_words<'a>(address: &str, statements: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let mut words: Vec<String> = ["psql", "-X", "-A", "-t", "-d", address]
+        .map(str::to_owned)
+        .into();
+    for statement in statements {
+        words.extend(["-c".to_owned(), statement.to_owned()]);
+    }
+    words
+}
+
+fn open_to_all(folder: &Path) {
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("the folder is ours");
+}
+
+/// Unique among all tests of all test processes on this machine.
+fn unique_name() -> String {
+    static NEXT: AtomicUsize = AtomicUsize::new(0);
+    sweep_once();
+    let number = NEXT.fetch_add(1, Ordering::Relaxed);
+    format!("sluice-test-{}-{number}", std::process::id())
+}
+
+/// Clears away what test processes that were killed could not clear away themselves.
+fn sweep_once() {
+    static SWEPT: std::sync::Once = std::sync::Once::new();
+    SWEPT.call_once(|| {
+        for folder in [cgroup::mount(), PathBuf::from("/sys/fs/bpf")] {
+            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+                if !is_abandoned(&entry.file_name().to_string_lossy()) {
+                    continue;
+                }
+                if entry.path().starts_with("/sys/fs/bpf") {
+                    let _ = fs::remove_dir_all(entry.path());
+                } else {
+                    cgroup::remove(&entry.path());
+                }
+            }
+        }
+    });
+}
+
+fn is_abandoned(name: &str) -> bool {
+    name.strip_prefix("sluice-test-")
+        .and_then(|rest| rest.split(['-', '.']).next())
+        .and_then(|pid| pid.parse::<u32>().ok())
+        .is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
+}

@@ -1,0 +1,161 @@
+//! Masked columns: what the agent gets instead, wherever the column still is one, and a refusal where it is not.
+
+use crate::harness::{Gateway, Postgres, Setup};
+
+fn masked_both(server: &Postgres) -> Gateway {
+    Setup::in_front_of(server)
+        .masking("public.customers.email", "redact")
+        .start()
+}
+
+#[test]
+fn the_last_four_digits_stay() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    let seen = gateway
+        .psql(["SELECT card_number FROM customers ORDER BY id"])
+        .succeeds();
+    let endings = ["1111", "5559", "1881", "0005", "1117"];
+    assert_eq!(seen.lines().len(), endings.len(), "{seen}");
+    for (value, ending) in seen.lines().iter().zip(endings) {
+        assert!(value.ends_with(ending), "{seen}");
+        let digits = value.chars().filter(char::is_ascii_digit).count();
+        assert_eq!(digits, 4, "{seen}");
+    }
+    let result = gateway.event("stmt.result");
+    assert_eq!(result.number("rows"), 5, "{result}");
+    assert_eq!(result.number("masked"), 5, "{result}");
+}
+
+#[test]
+fn redacted_values_say_nothing() {
+    let server = Postgres::start();
+    let gateway = masked_both(&server);
+    let seen = gateway
+        .psql(["SELECT email FROM customers ORDER BY id"])
+        .succeeds();
+    assert_eq!(seen.lines().len(), 5, "{seen}");
+    assert!(!seen.text().contains('@'), "{seen}");
+    assert!(!seen.text().contains("example"), "{seen}");
+    let first = &seen.lines()[0];
+    assert!(seen.lines().iter().all(|line| line == first), "{seen}");
+}
+
+#[test]
+fn wherever_the_column_is_still_a_column() {
+    let server = Postgres::start();
+    let gateway = masked_both(&server);
+    for select in [
+        "SELECT * FROM customers",
+        "SELECT card_number AS harmless, email AS nothing FROM customers",
+        "SELECT c.card_number FROM customers AS c",
+        "SELECT c.* FROM orders AS o JOIN customers AS c ON c.id = o.customer_id",
+        "SELECT \"card_number\" FROM public.\"customers\"",
+        "SELECT id, card_number, card_number FROM ONLY customers",
+        "TABLE customers",
+    ] {
+        let seen = gateway.psql([select]).succeeds();
+        assert!(seen.lines().len() >= 5, "{select}: {seen}");
+        assert_eq!(leaks(&seen.text()), None, "{select}: {seen}");
+    }
+}
+
+#[test]
+fn a_column_that_is_not_masked_is_left_alone() {
+    let server = Postgres::start();
+    let gateway = masked_both(&server);
+    gateway
+        .psql(["SELECT id, name FROM customers WHERE id = 2"])
+        .succeeds()
+        .prints("2|Benoît Carlier");
+    assert_eq!(gateway.event("stmt.result").number("masked"), 0);
+}
+
+#[test]
+fn null_stays_null() {
+    let server = Postgres::start();
+    server.admin(
+        "ALTER TABLE customers ALTER card_number DROP NOT NULL; UPDATE customers SET card_number = NULL WHERE id = 1",
+    );
+    let gateway = Gateway::in_front_of(&server);
+    let seen = gateway
+        .psql([
+            "\\pset null (null)",
+            "SELECT card_number FROM customers WHERE id = 1",
+        ])
+        .succeeds();
+    seen.prints("(null)");
+}
+
+#[test]
+fn what_could_reveal_a_masked_value_is_refused() {
+    let server = Postgres::start();
+    let gateway = masked_both(&server);
+    for select in [
+        "SELECT upper(card_number) FROM customers",
+        "SELECT card_number || '' FROM customers",
+        "SELECT card_number::bytea FROM customers",
+        "SELECT name FROM customers WHERE card_number LIKE '4111%'",
+        "SELECT name FROM customers ORDER BY card_number",
+        "SELECT count(*) FROM customers GROUP BY card_number",
+        "SELECT min(email) FROM customers",
+        "SELECT x FROM (SELECT card_number AS x FROM customers) AS s",
+        "WITH c AS (SELECT card_number FROM customers) SELECT * FROM c",
+        "SELECT card_number FROM customers UNION SELECT 'x'",
+        "SELECT c FROM customers AS c",
+        "SELECT row_to_json(c) FROM customers AS c",
+        "SELECT c::text FROM customers AS c",
+        "COPY customers TO STDOUT",
+        "COPY (SELECT card_number FROM customers) TO STDOUT",
+        "SELECT 1 FROM customers a JOIN customers b ON a.card_number = b.card_number",
+        "SELECT 1 FROM customers a JOIN customers b USING (card_number)",
+        "SELECT 1 FROM customers a NATURAL JOIN customers b",
+        "SELECT (SELECT card_number FROM customers LIMIT 1)",
+        "SELECT card_number[1] FROM customers",
+        "DECLARE c BINARY CURSOR FOR SELECT card_number FROM customers",
+    ] {
+        let seen = gateway
+            .psql(["\\set VERBOSITY verbose", select])
+            .complains("42501")
+            .complains("HINT:");
+        assert_eq!(leaks(&seen.text()), None, "{select}: {seen}");
+    }
+}
+
+#[test]
+fn an_errors_own_words_reveal_nothing() {
+    let server = Postgres::start();
+    server.admin("ALTER TABLE customers ADD CHECK (length(card_number) > 3)");
+    let gateway = Setup::in_front_of(&server)
+        .policy("allow-all")
+        .masking("public.customers.email", "redact")
+        .start();
+    for statement in [
+        // "Failing row contains (1, Ada Lindqvist, ada…@example.com, 4111…)".
+        "UPDATE customers SET name = NULL WHERE id = 1",
+        // "Key (email)=(…) already exists".
+        "UPDATE customers SET email = c.email FROM (SELECT 2 AS id) AS x, customers AS c WHERE c.id = x.id AND customers.id = 1",
+        "UPDATE customers SET id = 2 WHERE id = 1",
+    ] {
+        let seen = gateway.psql([statement]).fails();
+        assert_eq!(leaks(&seen.stderr), None, "{statement}: {seen}");
+    }
+}
+
+/// The first clear value of the shop in `text`.
+fn leaks(text: &str) -> Option<&'static str> {
+    [
+        "4111111111111111",
+        "5500005555555559",
+        "4012888888881881",
+        "378282246310005",
+        "6011111111111117",
+        "ada.lindqvist@",
+        "benoit.carlier@",
+        "chidi.okafor@",
+        "dana.weiss@",
+        "eunji.park@",
+    ]
+    .into_iter()
+    .find(|clear| text.contains(clear))
+}
