@@ -149,6 +149,23 @@ impl Allowed {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn for_tests(statements: usize) -> Self {
+        Self {
+            statements: vec![
+                AllowedStatement {
+                    text: "SELECT 1".to_owned(),
+                    rule: "test".to_owned(),
+                    verbs: vec!["sql:select".to_owned()],
+                    tables: Vec::new(),
+                };
+                statements
+            ],
+            evidence: None,
+            sensitive: false,
+        }
+    }
+
     pub fn statements(&self) -> &[AllowedStatement] {
         &self.statements
     }
