@@ -114,15 +114,12 @@ pub async fn run(config: Config, policies: PolicySet) -> Result<()> {
     let log = Arc::new(
         Log::open(&config.storage.log, SystemTime::now()).context("opening the evidence log")?,
     );
-    log.append(
-        &Event::GatewayStart {
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            pid: std::process::id(),
-            config_sha256: config.sha256.clone(),
-            policy_sha256: policies.hash.clone(),
-        },
-        SystemTime::now(),
-    )?;
+    log.append(&Event::GatewayStart {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        pid: std::process::id(),
+        config_sha256: config.sha256.clone(),
+        policy_sha256: policies.hash.clone(),
+    })?;
     let (stop_sender, stop) = watch::channel(false);
     let port = config.gateway.listen_port;
     let gateway = Arc::new(Gateway {
@@ -143,7 +140,7 @@ pub async fn run(config: Config, policies: PolicySet) -> Result<()> {
         Ok(reason) => (*reason).to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    log.append(&Event::GatewayStop { reason }, SystemTime::now())?;
+    log.append(&Event::GatewayStop { reason })?;
     log.sync()?;
     outcome.map(drop)
 }

@@ -7,3 +7,4 @@
 pub mod chain;
 pub mod event;
 pub mod ledger;
+pub mod oneline;

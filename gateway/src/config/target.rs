@@ -233,17 +233,11 @@ fn read_masks(section: &mut Section<'_>) -> Vec<MaskRule> {
 }
 
 fn mask_column(value: &DeValue<'_>) -> Result<(String, String, String), Problem> {
-    let text = values::text(value)?;
-    masking::parse_column(text).map_err(|error| {
-        Problem::new(format!("has the value {text:?}: {error}"))
-            .hint("write schema.table.column, as in public.customers.card_number")
-    })
+    masking::parse_column(values::text(value)?)
+        .map_err(|error| Problem::new(format!("cannot be used: {error}")))
 }
 
 fn mask_transform(value: &DeValue<'_>) -> Result<masking::Transform, Problem> {
-    let text = values::text(value)?;
-    text.parse().map_err(|error| {
-        Problem::new(format!("has the value {text:?}: {error}"))
-            .hint("write \"redact\" or \"keep_last(4)\"")
-    })
+    let transform = values::text(value)?.parse();
+    transform.map_err(|error| Problem::new(format!("cannot be used: {error}")))
 }

@@ -484,21 +484,19 @@ sluice.toml:3: identity.corp.audience must not contain control characters"#,
 ];
 
 #[test]
-fn mask_errors_name_the_shape_that_is_expected() {
+fn mask_errors_stand_at_their_line() {
     let text =
         format!("{GOOD}[[targets.shop.mask]]\ncolumn = \"card\"\nwith = \"keep_first(4)\"\n");
     let ConfigErrors(errors) = read(&text).unwrap_err();
-    let seen: Vec<_> = errors.iter().map(|e| (e.line, e.hint.as_deref())).collect();
-    assert_eq!(
-        seen,
-        [
-            (
-                15,
-                Some("write schema.table.column, as in public.customers.card_number")
-            ),
-            (16, Some("write \"redact\" or \"keep_last(4)\"")),
-        ]
-    );
+    let starts = [
+        (15, "targets.shop.mask.column cannot be used: "),
+        (16, "targets.shop.mask.with cannot be used: "),
+    ];
+    assert_eq!(errors.len(), starts.len(), "{errors:?}");
+    for (error, (line, start)) in errors.iter().zip(starts) {
+        assert_eq!(error.line, line, "{error}");
+        assert!(error.message.starts_with(start), "{error}");
+    }
 }
 
 #[test]

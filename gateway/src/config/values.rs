@@ -177,9 +177,16 @@ fn wrong_type(expected: &str, value: &DeValue<'_>) -> Problem {
 
 /// A hint for a word that is none of `known`: the one that was meant, or all of them.
 pub(super) fn suggest<S: AsRef<str>>(word: &str, known: &[S]) -> String {
-    let word = word.to_lowercase().replace('_', "-");
-    let distance =
-        |candidate: &S| edit_distance(&word, &candidate.as_ref().to_lowercase().replace('_', "-"));
+    let plain = |word: &str| word.to_lowercase().replace('_', "-");
+    let word = plain(word);
+    let distance = |candidate: &S| {
+        let candidate = plain(candidate.as_ref());
+        // Half of the name, such as port for listen_port, is nearer than any other spelling.
+        match word.len() >= 3 && candidate.contains(&word) {
+            true => 0,
+            false => edit_distance(&word, &candidate),
+        }
+    };
     let nearest = known
         .iter()
         .map(|candidate| (distance(candidate), candidate));
@@ -228,6 +235,7 @@ mod tests {
             ("listenport", "did you mean listen_port?"),
             ("LISTEN_PORT", "did you mean listen_port?"),
             ("max-sessions", "did you mean max_sessions?"),
+            ("port", "did you mean listen_port?"),
             ("colour", "known are listen_port, max_sessions"),
         ] {
             assert_eq!(

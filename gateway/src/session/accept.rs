@@ -95,7 +95,7 @@ fn deny(peer: SocketAddr, rule: &str, reason: String, log: &Log) {
         reason,
         hint: None,
     };
-    if let Err(error) = log.append(&event, SystemTime::now()) {
+    if let Err(error) = log.append(&event) {
         tracing::error!(%error, "a denial could not be written");
     }
 }

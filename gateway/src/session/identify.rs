@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use tokio::net::TcpStream;
 
 use super::accept::Accepted;
+use super::watch::{self, within};
 use crate::audit::event::{SessionId, Who};
 use crate::config::{Agent, Target};
 use crate::identity::cgroup::AgentTree;
@@ -93,13 +94,16 @@ pub async fn identify(
     let flow = accepted.flow().clone();
     let shared = Arc::clone(identities);
     // Token files, key sets and executables are read from disk: not on the session threads.
-    let looked_up = tokio::task::spawn_blocking(move || look_up(&flow, &shared)).await;
-    let mut found = looked_up.unwrap_or_else(|panic| {
-        tracing::error!(%panic, "identification failed");
+    let looked_up = tokio::task::spawn_blocking(move || look_up(&flow, &shared));
+    let looked_up = within(watch::IDENTIFY, "identification", async {
+        looked_up.await.map_err(std::io::Error::other)
+    });
+    let mut found = looked_up.await.unwrap_or_else(|error| {
+        tracing::error!(%error, "identification failed");
         Found::refused(denial(
             "identity:failed",
             "the gateway could not establish who is connecting",
-            "An internal error ended identification.",
+            "Identification did not come to an end.",
             "Ask the operator to look at the gateway's log.",
         ))
     });
@@ -193,23 +197,12 @@ fn prove(agent: &Agent, identities: &Identities) -> Result<Principal, Denial> {
         .keyrings
         .get(&agent.issuer.name)
         .ok_or_else(|| unknown_issuer(agent))?;
-    let token = token::read_token(agent).map_err(refuse)?;
-    let claims = keyring
-        .verify(token.expose(), SystemTime::now())
-        .map_err(refuse)?;
-    agent_subject(agent, &claims.subject).map_err(refuse)?;
+    let claims = token::authenticate(agent, keyring, SystemTime::now()).map_err(refuse)?;
     Ok(Principal {
         agent: agent.name.clone(),
         subject: claims.subject,
         groups: claims.groups,
     })
-}
-
-fn agent_subject(agent: &Agent, subject: &str) -> Result<(), token::TokenError> {
-    match &agent.subject {
-        Some(expected) if expected != subject => Err(token::TokenError::WrongSubject),
-        _ => Ok(()),
-    }
 }
 
 fn unknown_issuer(agent: &Agent) -> Denial {

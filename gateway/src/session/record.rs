@@ -15,8 +15,9 @@ use crate::audit::event::{
     Decision, Event, SessionId, SessionOutcome, Stage, StatementOutcome, StatementProtocol, Who,
 };
 use crate::policy::Denial;
+use crate::recording::frame::Direction;
 use crate::store::log::{Log, LogError};
-use crate::store::recordings::{Direction, RecordingError, RecordingWriter};
+use crate::store::recordings::{RecordingError, RecordingWriter};
 
 /// Bytes that are in the recording and may leave.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub enum EvidenceError {
     Log(#[from] LogError),
     #[error("the recording cannot be written: {0}")]
     Recording(#[from] RecordingError),
+    #[error("the recording is finished")]
+    Finished,
 }
 
 /// How one statement ended.
@@ -99,7 +102,7 @@ impl Recorder {
     /// The request bytes, as evidence shows them, are on file; the upstream bytes may go.
     pub fn request(&self, permit: Permit) -> Result<Recorded, EvidenceError> {
         let (upstream, evidence) = permit.into_parts();
-        self.append(Direction::FromAgent, &evidence)?;
+        self.append(Direction::AgentToTarget, &evidence)?;
         self.with(|state| state.totals.bytes_in += length(&evidence));
         Ok(Recorded(upstream))
     }
@@ -107,7 +110,7 @@ impl Recorder {
     /// The response bytes are on file as the agent will see them.
     pub fn response(&self, masked: Masked) -> Result<Recorded, EvidenceError> {
         let bytes = masked.into_bytes();
-        self.append(Direction::ToAgent, &bytes)?;
+        self.append(Direction::TargetToAgent, &bytes)?;
         self.with(|state| state.totals.bytes_out += length(&bytes));
         Ok(Recorded(bytes))
     }
@@ -116,12 +119,11 @@ impl Recorder {
         if bytes.is_empty() {
             return Ok(());
         }
-        self.with(|state| match &mut state.writer {
-            Some(writer) => writer.append(direction, bytes, SystemTime::now()),
-            // Finished: the session is over and nothing may follow.
-            None => Err(RecordingError::Finished),
-        })?;
-        Ok(())
+        self.with(|state| {
+            let writer = state.writer.as_mut().ok_or(EvidenceError::Finished)?;
+            writer.append(direction, bytes, SystemTime::now())?;
+            Ok(())
+        })
     }
 
     /// One intent leaf per statement of an allowed text, numbered from `first`.
@@ -206,7 +208,7 @@ impl Recorder {
         else {
             return Ok(());
         };
-        let digest = writer.finish();
+        let digest = writer.finish(SystemTime::now());
         self.leaf(&Event::SessionClose {
             session: self.session,
             who: self.who.clone(),
@@ -227,7 +229,7 @@ impl Recorder {
     }
 
     fn leaf(&self, event: &Event) -> Result<(), EvidenceError> {
-        self.log.append(event, SystemTime::now())?;
+        self.log.append(event)?;
         Ok(())
     }
 

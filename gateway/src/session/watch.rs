@@ -6,6 +6,8 @@ use std::time::Duration;
 
 /// How long a client may take to say who it wants to be; PostgreSQL's `authentication_timeout` is 60 s.
 pub const STARTUP: Duration = Duration::from_secs(30);
+/// How long establishing who connected may take: an agent's own file system may sit below its program.
+pub const IDENTIFY: Duration = Duration::from_secs(15);
 /// How long dialling a target and logging in there may take.
 pub const DIAL: Duration = Duration::from_secs(15);
 /// How long one write may wait for a peer that does not read.

@@ -29,7 +29,7 @@ pub async fn refuse(refused: Box<Refused>, log: &Log) {
     } = *refused;
     tracing::warn!(%session, agent = who.agent, rule = denial.rule, "session refused");
     let event = denial_event(Some(session), &who, Stage::Identify, None, None, &denial);
-    if let Err(error) = log.append(&event, std::time::SystemTime::now()) {
+    if let Err(error) = log.append(&event) {
         tracing::error!(%error, "a denial could not be written");
     }
     match target.map(|target| target.protocol) {

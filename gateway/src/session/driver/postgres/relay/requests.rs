@@ -1,62 +1,22 @@
-//! The session's two directions, read at the same time so that neither can hold up the other.
+//! Agent to target: every message is read, decided, put on record, and sent.
 
-use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::Notify;
 
-use super::catalogue::{CatalogueError, Catalogues};
-use super::conversation::{Conversation, MAX_IN_FLIGHT};
-use crate::audit::event::{Stage, StatementProtocol};
+use super::{READ, RelayError, Session};
+use crate::audit::event::StatementProtocol;
 use crate::policy::Denial;
 use crate::protocol::postgres::frontend::{Bind, Frontend};
 use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
 use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
+use crate::session::driver::postgres::catalogue::Catalogues;
+use crate::session::driver::postgres::conversation::MAX_IN_FLIGHT;
 use crate::session::forward::forward;
-use crate::session::mask::Delivery;
-use crate::session::record::{EvidenceError, Recorder};
-
-/// How much is read at once.
-const READ: usize = 32 << 10;
 
 /// Requests are forwarded at the latest when this many bytes are gathered.
 const BATCH: usize = 64 << 10;
-
-/// Why a session ends before both sides said goodbye.
-#[derive(Debug, thiserror::Error)]
-pub enum RelayError {
-    #[error("the agent broke the protocol: {0}")]
-    Agent(ProtocolError),
-    #[error("the target broke the protocol: {0}")]
-    Target(ProtocolError),
-    #[error("the connection to the agent broke: {0}")]
-    AgentIo(io::Error),
-    #[error("the connection to the target broke: {0}")]
-    TargetIo(io::Error),
-    #[error(transparent)]
-    Evidence(#[from] EvidenceError),
-    #[error(transparent)]
-    Catalogue(#[from] CatalogueError),
-}
-
-/// What both directions share.
-#[derive(Debug)]
-pub struct Session {
-    pub conversation: Mutex<Conversation>,
-    pub recorder: Arc<Recorder>,
-    /// Signalled whenever answers have made room for more requests.
-    pub answered: Notify,
-}
-
-impl Session {
-    fn conversation(&self) -> MutexGuard<'_, Conversation> {
-        self.conversation
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// Agent to target, until the agent says goodbye or closes.
 pub async fn requests<R, W>(
@@ -414,60 +374,4 @@ fn binary_masked(allowed: &Allowed, column: &str) -> Denied {
         evidence: statement.clone(),
         statement,
     }
-}
-
-/// Target to agent, until the target closes.
-pub async fn responses<R, W>(
-    session: &Session,
-    target: &mut R,
-    agent: &mut W,
-    mut buffer: BytesMut,
-) -> Result<(), RelayError>
-where
-    R: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let mut delivery = Delivery::default();
-    let mut done = Vec::new();
-    loop {
-        {
-            let mut conversation = session.conversation();
-            while let Some(message) =
-                decode(&mut buffer, Sender::Backend).map_err(RelayError::Target)?
-            {
-                conversation
-                    .answer(&message, &mut delivery, &mut done)
-                    .map_err(RelayError::Target)?;
-            }
-        }
-        session.answered.notify_one();
-        for outcome in done.drain(..) {
-            session.recorder.result(&outcome)?;
-        }
-        let recorded = session.recorder.response(delivery.finish())?;
-        forward(agent, recorded)
-            .await
-            .map_err(RelayError::AgentIo)?;
-        buffer.reserve(READ);
-        let read = target
-            .read_buf(&mut buffer)
-            .await
-            .map_err(RelayError::TargetIo)?;
-        if read == 0 {
-            return Ok(());
-        }
-    }
-}
-
-/// The leaf of a session that ended because somebody broke a rule of the protocol.
-pub fn protocol_denial(error: &ProtocolError) -> (Stage, Denial) {
-    (
-        Stage::Protocol,
-        Denial {
-            rule: "protocol:malformed".to_owned(),
-            message: "the connection does not follow PostgreSQL's protocol".to_owned(),
-            detail: error.to_string(),
-            hint: "Use a PostgreSQL client.".to_owned(),
-        },
-    )
 }

@@ -1,0 +1,386 @@
+//! From the cgroup id that the kernel notes for a flow to the agent that owns the cgroup.
+//!
+//! A cgroup's id is the inode number of its directory (kernfs numbers nodes with 64 bits and does not reuse
+//! them), so an id is resolved by looking for that inode below the agents' root. The walk is breadth-first
+//! and bounded; what it finds is remembered, and checked again with one `stat` before it is believed.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::config::Agent;
+
+/// An agent that may create cgroups could create them without end; past this many the search gives up, and
+/// the connection is refused. `cgroup.max.descendants` limits them earlier.
+const MAX_CGROUPS: usize = 65_536;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    #[error(
+        "no cgroup v2 filesystem is mounted; mount one with: mount -t cgroup2 none /sys/fs/cgroup"
+    )]
+    NotMounted,
+    #[error("{}: {error}", path.display())]
+    Unreadable { path: PathBuf, error: io::Error },
+    #[error("the cgroup with id {0} is not below the agents' cgroup, or no longer exists")]
+    Unknown(u64),
+    #[error("there are more than {MAX_CGROUPS} cgroups below {}", .0.display())]
+    TooMany(PathBuf),
+}
+
+/// Where the cgroup v2 hierarchy is mounted: `/sys/fs/cgroup`, or next to the v1 controllers on hybrid hosts.
+pub fn cgroup2_mount() -> Result<PathBuf, CgroupError> {
+    let path = PathBuf::from("/proc/self/mountinfo");
+    let text = fs::read(&path).map_err(|error| CgroupError::Unreadable { path, error })?;
+    find_mount(&String::from_utf8_lossy(&text)).ok_or(CgroupError::NotMounted)
+}
+
+/// Picks the mount of the whole hierarchy; where several show it, the one with the shortest path.
+fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+    let whole = |root: &str| root == "/";
+    mountinfo
+        .lines()
+        .filter_map(parse_cgroup2)
+        .min_by_key(|(root, path)| (!whole(root), path.as_os_str().len()))
+        .map(|(_, path)| path)
+}
+
+/// Root and mount point of a line of mountinfo (proc_pid_mountinfo(5)) that is a cgroup2.
+fn parse_cgroup2(line: &str) -> Option<(&str, PathBuf)> {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    if filesystem.split(' ').next()? != "cgroup2" {
+        return None;
+    }
+    let mut fields = mount.split(' ').skip(3);
+    let root = fields.next()?;
+    Some((root, unescape(fields.next()?)))
+}
+
+/// Blanks and backslashes in mount points are written as three octal digits.
+fn unescape(field: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let octal = tail
+            .get(..3)
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if *first == b'\\' => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
+}
+
+/// Where a flow comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located {
+    /// Relative to the mount: `agents.slice/report-bot/worker`.
+    pub cgroup_path: String,
+    /// The agent whose cgroup this is, or is the nearest one above it.
+    pub agent: Option<Arc<Agent>>,
+}
+
+/// The agents by cgroup, and the cgroups that exist below their root.
+#[derive(Debug)]
+pub struct AgentTree {
+    mount: PathBuf,
+    root: String,
+    agents: BTreeMap<String, Arc<Agent>>,
+    /// id → path relative to the mount, as it was when it was last seen
+    seen: Mutex<BTreeMap<u64, String>>,
+}
+
+impl AgentTree {
+    /// `agents_root` is relative to `mount`, as every agent's cgroup is.
+    pub fn new(mount: &Path, agents_root: &str, agents: impl Iterator<Item = Arc<Agent>>) -> Self {
+        Self {
+            mount: mount.to_owned(),
+            root: agents_root.trim_matches('/').to_owned(),
+            agents: agents.map(|agent| (agent.cgroup.clone(), agent)).collect(),
+            seen: Mutex::default(),
+        }
+    }
+
+    /// The cgroup with this id, and its agent. An id outside the agents' root is an error.
+    pub fn locate(&self, cgroup_id: u64) -> Result<Located, CgroupError> {
+        let remembered = self.seen().get(&cgroup_id).cloned();
+        let cgroup_path = match remembered.filter(|path| self.id_of(path) == Some(cgroup_id)) {
+            Some(path) => path,
+            None => self.search(cgroup_id)?,
+        };
+        let agent = self.nearest_agent(&cgroup_path);
+        Ok(Located { cgroup_path, agent })
+    }
+
+    fn nearest_agent(&self, cgroup_path: &str) -> Option<Arc<Agent>> {
+        let mut path = cgroup_path;
+        loop {
+            if let Some(agent) = self.agents.get(path) {
+                return Some(Arc::clone(agent));
+            }
+            (path, _) = path.rsplit_once('/')?;
+        }
+    }
+
+    /// Walks the whole subtree and remembers it, in place of what was remembered before.
+    fn search(&self, cgroup_id: u64) -> Result<String, CgroupError> {
+        let mut found = BTreeMap::new();
+        let mut queue = VecDeque::from([self.root.clone()]);
+        while let Some(path) = queue.pop_front() {
+            let Some(id) = self.id_of(&path) else {
+                continue; // removed meanwhile
+            };
+            if found.len() >= MAX_CGROUPS {
+                return Err(CgroupError::TooMany(self.mount.join(&self.root)));
+            }
+            found.insert(id, path.clone());
+            queue.extend(self.children(&path)?);
+        }
+        let path = found.get(&cgroup_id).cloned();
+        *self.seen() = found;
+        path.ok_or(CgroupError::Unknown(cgroup_id))
+    }
+
+    fn children(&self, path: &str) -> Result<Vec<String>, CgroupError> {
+        let directory = self.mount.join(path);
+        let unreadable = |error| CgroupError::Unreadable {
+            path: directory.clone(),
+            error,
+        };
+        let entries = match fs::read_dir(&directory) {
+            Err(error) if is_gone(&error) => return Ok(Vec::new()),
+            entries => entries.map_err(unreadable)?,
+        };
+        let mut children = Vec::new();
+        for entry in entries {
+            let entry = match entry {
+                Err(error) if is_gone(&error) => break,
+                entry => entry.map_err(unreadable)?,
+            };
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                children.push(format!("{path}/{}", entry.file_name().to_string_lossy()));
+            }
+        }
+        Ok(children)
+    }
+
+    fn id_of(&self, path: &str) -> Option<u64> {
+        let metadata = fs::symlink_metadata(self.mount.join(path)).ok()?;
+        metadata.is_dir().then(|| metadata.ino())
+    }
+
+    fn seen(&self) -> MutexGuard<'_, BTreeMap<u64, String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A directory that was removed while it was being read.
+fn is_gone(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(libc::ENODEV)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::{Algorithm, Issuer, JwksSource};
+
+    fn agent(name: &str, cgroup: &str) -> Arc<Agent> {
+        Arc::new(Agent {
+            name: name.to_owned(),
+            cgroup: cgroup.to_owned(),
+            issuer: Arc::new(Issuer {
+                name: "corp".to_owned(),
+                issuer: "i".to_owned(),
+                audience: "a".to_owned(),
+                jwks: JwksSource::File("/nowhere".into()),
+                algorithms: vec![Algorithm::EdDsa],
+                groups_claim: "groups".to_owned(),
+                leeway: Duration::ZERO,
+            }),
+            token_file: "/nowhere".into(),
+            subject: None,
+            run_as: "nobody".to_owned(),
+        })
+    }
+
+    #[test]
+    fn mounts() {
+        let v1 = "36 31 0:33 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids\n";
+        let hybrid = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+        let pure = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let part = "50 23 0:26 /a /b rw - cgroup2 cgroup2 rw\n";
+        let blank = "50 23 0:26 / /my\\040cgroups\\134x rw master:1 shared:2 - cgroup2 none rw\n";
+        for (name, text, expected) in [
+            ("pure", pure.to_owned(), Some("/sys/fs/cgroup")),
+            (
+                "hybrid",
+                format!("{v1}{hybrid}"),
+                Some("/sys/fs/cgroup/unified"),
+            ),
+            (
+                "both, the shorter path",
+                format!("{hybrid}{pure}"),
+                Some("/sys/fs/cgroup"),
+            ),
+            (
+                "the whole before a part",
+                format!("{part}{hybrid}"),
+                Some("/sys/fs/cgroup/unified"),
+            ),
+            ("only a part", part.to_owned(), Some("/b")),
+            ("escapes", blank.to_owned(), Some("/my cgroups\\x")),
+            ("v1 only", v1.to_owned(), None),
+            (
+                "a path that looks like it",
+                v1.replace("pids rw", "cgroup2 rw"),
+                None,
+            ),
+            ("empty", String::new(), None),
+            ("garbage", "x - cgroup2\n - cgroup2 x\n".to_owned(), None),
+        ] {
+            assert_eq!(
+                find_mount(&text).as_deref(),
+                expected.map(Path::new),
+                "{name}"
+            );
+        }
+    }
+
+    /// A directory stands for a cgroup: both are an inode with children.
+    #[test]
+    fn agents_by_nearest_cgroup() {
+        let mount = tempfile::tempdir().unwrap();
+        for path in [
+            "agents.slice/a/x/y",
+            "agents.slice/team/b/c",
+            "agents.slice/loose",
+            "other/a",
+        ] {
+            fs::create_dir_all(mount.path().join(path)).unwrap();
+        }
+        let agents = [
+            agent("a", "agents.slice/a"),
+            agent("b", "agents.slice/team/b"),
+            agent("c", "agents.slice/team/b/c"),
+        ];
+        let tree = AgentTree::new(mount.path(), "agents.slice", agents.into_iter());
+        let id = |path: &str| fs::metadata(mount.path().join(path)).unwrap().ino();
+        for (path, expected) in [
+            ("agents.slice/a", Some("a")),
+            ("agents.slice/a/x/y", Some("a")),
+            ("agents.slice/team", None),
+            ("agents.slice/team/b", Some("b")),
+            ("agents.slice/team/b/c", Some("c")),
+            ("agents.slice/loose", None),
+            ("agents.slice", None),
+        ] {
+            for _ in 0..2 {
+                let located = tree.locate(id(path)).unwrap();
+                assert_eq!(located.cgroup_path, path);
+                assert_eq!(
+                    located.agent.as_ref().map(|agent| agent.name.as_str()),
+                    expected,
+                    "{path}"
+                );
+            }
+        }
+        for outside in [id("other/a"), id(""), 0, u64::MAX] {
+            let error = tree.locate(outside).unwrap_err();
+            assert!(
+                matches!(error, CgroupError::Unknown(unknown) if unknown == outside),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_is_remembered_is_not_believed_blindly() {
+        let mount = tempfile::tempdir().unwrap();
+        let path = |name: &str| mount.path().join("agents.slice").join(name);
+        fs::create_dir_all(path("a")).unwrap();
+        fs::create_dir_all(path("b")).unwrap();
+        let agents = [agent("a", "agents.slice/a"), agent("b", "agents.slice/b")];
+        let tree = AgentTree::new(mount.path(), "agents.slice", agents.into_iter());
+        let id = fs::metadata(path("a")).unwrap().ino();
+        assert_eq!(tree.locate(id).unwrap().agent.unwrap().name, "a");
+        fs::remove_dir(path("b")).unwrap();
+        fs::rename(path("a"), path("b")).unwrap();
+        fs::create_dir(path("a")).unwrap();
+        assert_eq!(tree.locate(id).unwrap().agent.unwrap().name, "b");
+        fs::remove_dir(path("b")).unwrap();
+        assert!(tree.locate(id).is_err());
+    }
+
+    #[test]
+    fn a_missing_root_has_no_cgroups() {
+        let mount = tempfile::tempdir().unwrap();
+        let tree = AgentTree::new(mount.path(), "agents.slice", std::iter::empty());
+        assert!(matches!(tree.locate(1), Err(CgroupError::Unknown(1))));
+    }
+
+    /// The kernel's own cgroups: their ids are their inodes, and a child process is found in its cgroup.
+    /// Needs root, as everything that makes cgroups does; without it the test fails.
+    #[test]
+    fn real_cgroups() {
+        let mount = cgroup2_mount().unwrap();
+        let root = format!("sluice-test-{}.slice", std::process::id());
+        let removed_at_end = Cgroup::create(mount.join(&root));
+        let bot = Cgroup::create(mount.join(&root).join("bot"));
+        let worker = Cgroup::create(mount.join(&root).join("bot/worker"));
+        let tree = AgentTree::new(
+            &mount,
+            &root,
+            [agent("bot", &format!("{root}/bot"))].into_iter(),
+        );
+
+        let located = tree.locate(worker.id()).unwrap();
+        assert_eq!(located.cgroup_path, format!("{root}/bot/worker"));
+        assert_eq!(located.agent.unwrap().name, "bot");
+        assert!(tree.locate(removed_at_end.id()).unwrap().agent.is_none());
+        assert!(
+            tree.locate(fs::metadata(&mount).unwrap().ino()).is_err(),
+            "the mount itself"
+        );
+
+        let (id, path) = (worker.id(), worker.0.clone());
+        drop(worker);
+        assert!(matches!(tree.locate(id), Err(CgroupError::Unknown(_))));
+        let again = Cgroup::create(path);
+        assert_ne!(again.id(), id, "ids are not reused");
+        assert!(tree.locate(again.id()).is_ok());
+        drop((again, bot, removed_at_end));
+    }
+
+    /// A cgroup that is removed with the test, also when it fails.
+    struct Cgroup(PathBuf);
+
+    impl Cgroup {
+        fn create(path: PathBuf) -> Self {
+            fs::create_dir(&path).unwrap();
+            Self(path)
+        }
+
+        fn id(&self) -> u64 {
+            fs::metadata(&self.0).unwrap().ino()
+        }
+    }
+
+    impl Drop for Cgroup {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir(&self.0);
+        }
+    }
+}

@@ -1,0 +1,110 @@
+//! Parsing, on threads of its own.
+
+use std::sync::{Arc, Mutex, mpsc};
+
+use tokio::sync::oneshot;
+
+use crate::config::Target;
+use crate::policy::masking::MaskRule;
+use crate::session::watch;
+use crate::sql::{self, Facts};
+
+/// What the parsers made of a text, and what evidence shows of it.
+#[derive(Debug)]
+pub(super) struct Analysed {
+    pub(super) facts: Facts,
+    pub(super) evidence: String,
+    /// One text per statement.
+    pub(super) shown: Vec<String>,
+}
+
+struct Job {
+    text: String,
+    target: Arc<Target>,
+    reply: oneshot::Sender<Analysed>,
+}
+
+/// Threads that parse. Deeply nested statements overflow an ordinary stack, which would end the whole
+/// process, so parsing happens on stacks of their own size.
+#[derive(Debug)]
+pub struct Analyst {
+    queue: mpsc::Sender<Job>,
+}
+
+/// Virtual memory, touched only as deep as a statement nests. sqlparser's drop overflows 2 MiB at
+/// 250 kB of chained operators.
+const STACK: usize = 512 << 20;
+
+impl Analyst {
+    pub fn start(threads: usize) -> std::io::Result<Arc<Self>> {
+        let (queue, jobs) = mpsc::channel::<Job>();
+        let jobs = Arc::new(Mutex::new(jobs));
+        for number in 0..threads.max(1) {
+            let jobs = Arc::clone(&jobs);
+            std::thread::Builder::new()
+                .name(format!("analyst-{number}"))
+                .stack_size(STACK)
+                .spawn(move || work(&jobs))?;
+        }
+        Ok(Arc::new(Self { queue }))
+    }
+
+    pub(super) async fn analyse(&self, text: &str, target: &Arc<Target>) -> Option<Analysed> {
+        let (reply, answer) = oneshot::channel();
+        let job = Job {
+            text: text.to_owned(),
+            target: Arc::clone(target),
+            reply,
+        };
+        self.queue.send(job).ok()?;
+        tokio::time::timeout(watch::ANALYSIS, answer)
+            .await
+            .ok()?
+            .ok()
+    }
+}
+
+fn work(jobs: &Mutex<mpsc::Receiver<Job>>) {
+    loop {
+        let job = match jobs.lock() {
+            Ok(jobs) => jobs.recv(),
+            Err(poisoned) => poisoned.into_inner().recv(),
+        };
+        let Ok(Job {
+            text,
+            target,
+            reply,
+        }) = job
+        else {
+            return;
+        };
+        // A parser that panics denies this statement (no reply) and the thread goes on.
+        let analysed = std::panic::catch_unwind(|| analyse(&text, &target.masks));
+        if let Ok(analysed) = analysed {
+            // The asker may have left: nothing was permitted then.
+            let _ = reply.send(analysed);
+        }
+    }
+}
+
+fn analyse(text: &str, masks: &[MaskRule]) -> Analysed {
+    let facts = sql::analyse(text, masks);
+    let evidence = sql::evidence_text(text, &facts, masks);
+    let shown = match &facts.statements[..] {
+        [_] => vec![evidence.clone()],
+        several => several
+            .iter()
+            .map(|statement| {
+                let alone = Facts {
+                    statements: vec![statement.clone()],
+                };
+                sql::evidence_text(&statement.text, &alone, masks)
+            })
+            .collect(),
+    };
+    Analysed {
+        facts,
+        evidence,
+        shown,
+    }
+}

@@ -1,0 +1,93 @@
+//! Answers that are still to come, one per message that was sent.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::oneshot;
+
+use crate::audit::event::StatementOutcome;
+use crate::policy::Denial;
+use crate::session::decide::Allowed;
+use crate::session::record::Outcome;
+
+pub(super) type Name = Vec<u8>;
+
+/// One answer that is still to come.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// A simple query: one operation per statement, the front one is running.
+    Query {
+        operations: VecDeque<Operation>,
+        sensitive: bool,
+    },
+    Parse {
+        name: Name,
+        allowed: Arc<Allowed>,
+        replaced: Option<Arc<Allowed>>,
+    },
+    Bind {
+        sensitive: bool,
+    },
+    Describe,
+    /// The gateway's own Describe; whoever holds an Execute back waits for what it finds.
+    OwnDescribe {
+        binary: Option<oneshot::Sender<Option<String>>>,
+    },
+    Execute {
+        operation: Option<Operation>,
+        sensitive: bool,
+    },
+    Close {
+        name: Option<Name>,
+        removed: Option<Arc<Allowed>>,
+    },
+    Sync,
+    /// A message that was replaced by one the server must refuse.
+    Denied {
+        denial: Denial,
+        ends_with_ready: bool,
+    },
+    /// CopyDone or CopyFail: no answer of its own.
+    CopyEnd,
+}
+
+/// A statement that is running upstream.
+#[derive(Debug)]
+pub(super) struct Operation {
+    pub(super) stmt: u64,
+    pub(super) started: Instant,
+    pub(super) rows: u64,
+    pub(super) bytes: u64,
+    pub(super) masked: u64,
+}
+
+impl Operation {
+    pub(super) fn new(stmt: u64) -> Self {
+        Self {
+            stmt,
+            started: Instant::now(),
+            rows: 0,
+            bytes: 0,
+            masked: 0,
+        }
+    }
+
+    pub(super) fn done(
+        self,
+        outcome: StatementOutcome,
+        sqlstate: Option<String>,
+        tag: Option<String>,
+    ) -> Outcome {
+        Outcome {
+            stmt: self.stmt,
+            outcome,
+            sqlstate,
+            tag,
+            rows: self.rows,
+            bytes: self.bytes,
+            masked: self.masked,
+            started: self.started,
+        }
+    }
+}

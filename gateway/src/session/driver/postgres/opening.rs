@@ -1,0 +1,309 @@
+//! Opening: from an identified agent's StartupMessage to a session that is logged in and on record.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Instant, SystemTime};
+
+use tokio::sync::Notify;
+
+use super::cancel::Backend;
+use super::conversation::Conversation;
+use super::greeting::fatal;
+use super::open::Open;
+use super::parameters;
+use super::relay::Session;
+use super::upstream::{self, Connection, Dial, UpstreamError};
+use crate::app::Gateway;
+use crate::audit::event::{Event, SessionId, Stage, Who};
+use crate::config::Target;
+use crate::policy::{Denial, Principal, Verdict};
+use crate::protocol::postgres::backend;
+use crate::protocol::postgres::encode::ErrorText;
+use crate::protocol::postgres::startup::Startup;
+use crate::session::decide::Judge;
+use crate::session::identify::Identified;
+use crate::session::record::{EvidenceError, Recorder, denial_event};
+use crate::store::recordings::RecordingWriter;
+
+/// A session that is not open yet.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub(super) session: SessionId,
+    accepted_at: Instant,
+    original: SocketAddr,
+    who: Who,
+    principal: Principal,
+    target: Arc<Target>,
+}
+
+/// Why a session is not opened, and what the client hears.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) stage: Stage,
+    sqlstate: &'static str,
+    pub(super) denial: Denial,
+}
+
+impl Refusal {
+    pub(super) fn text(&self) -> ErrorText<'_> {
+        fatal(&self.denial, self.sqlstate)
+    }
+}
+
+fn refusal(
+    stage: Stage,
+    sqlstate: &'static str,
+    rule: &str,
+    message: String,
+    detail: String,
+    hint: &str,
+) -> Refusal {
+    Refusal {
+        stage,
+        sqlstate,
+        denial: Denial {
+            rule: rule.to_owned(),
+            message,
+            detail,
+            hint: hint.to_owned(),
+        },
+    }
+}
+
+impl Opening {
+    pub(super) fn new(identified: &Identified) -> Self {
+        let accepted = identified.accepted();
+        Self {
+            session: accepted.session(),
+            accepted_at: accepted.at(),
+            original: accepted.flow().original,
+            who: identified.who().clone(),
+            principal: identified.principal().clone(),
+            target: Arc::clone(identified.target()),
+        }
+    }
+
+    pub(super) fn deny(&self, stage: Stage, denial: &Denial, gateway: &Gateway) {
+        tracing::warn!(session = %self.session, agent = self.who.agent, rule = denial.rule, "session refused");
+        let event = denial_event(Some(self.session), &self.who, stage, None, None, denial);
+        if let Err(error) = gateway.log.append(&event) {
+            tracing::error!(%error, "a denial could not be written");
+        }
+    }
+
+    /// Decides the connection, logs in at the target, and puts the session on record.
+    pub(super) async fn open(
+        &mut self,
+        startup: &Startup,
+        gateway: &Gateway,
+    ) -> Result<Open, Refusal> {
+        if startup.major != 3 {
+            return Err(refusal(
+                Stage::Startup,
+                "0A000",
+                "protocol:version",
+                format!(
+                    "unsupported frontend protocol {}.{}",
+                    startup.major, startup.minor
+                ),
+                "Only protocol 3 is spoken here.".to_owned(),
+                "Use a current PostgreSQL client.",
+            ));
+        }
+        let parameters = parameters::accept(startup).map_err(|refused| {
+            refusal(
+                Stage::Startup,
+                "42501",
+                "startup:parameter",
+                format!("start-up parameter \"{}\" is not allowed", refused.name),
+                format!("Rule startup:parameter: {}.", refused.reason),
+                "Connect without it.",
+            )
+        })?;
+        self.who.database = Some(parameters.database.clone());
+        self.who.db_user = Some(parameters.user.clone());
+        let (judge, rule) = self.judge(&parameters, gateway)?;
+        let dial = self.dial(&parameters.database, gateway)?;
+        let catalogues = gateway.catalogues(&dial);
+        let connection = upstream::connect(&dial, &parameters.settings)
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let catalogue = catalogues.current().await.map_err(|error| {
+            refusal(
+                Stage::Upstream,
+                "08006",
+                "target:catalogue",
+                format!(
+                    "masking of target \"{}\" cannot be set up",
+                    self.target.name
+                ),
+                error.to_string(),
+                "Ask the operator to look at the gateway's log.",
+            )
+        })?;
+        let recorder = self
+            .record(&connection, &dial, rule, gateway)
+            .map_err(|error| {
+                refusal(
+                    Stage::Storage,
+                    "53100",
+                    "evidence:unwritable",
+                    "the session cannot be recorded, so it cannot be opened".to_owned(),
+                    error.to_string(),
+                    "Ask the operator to look at the gateway's disk.",
+                )
+            })?;
+        let key = gateway.cancel_keys.issue(Backend {
+            agent: self.principal.agent.clone(),
+            dial,
+            pid: connection.backend_pid,
+            key: connection.backend_key.clone(),
+        });
+        Ok(Open {
+            session: self.session,
+            judge,
+            catalogues,
+            connection,
+            key,
+            unsupported: (startup.minor > 0 || !parameters.unsupported.is_empty())
+                .then_some(parameters.unsupported),
+            shared: Session {
+                conversation: Mutex::new(Conversation::new(catalogue)),
+                recorder: Arc::new(recorder),
+                answered: Notify::new(),
+            },
+        })
+    }
+
+    fn judge(
+        &self,
+        parameters: &parameters::Accepted,
+        gateway: &Gateway,
+    ) -> Result<(Judge, String), Refusal> {
+        if let Some(only) = &self.target.database
+            && *only != parameters.database
+        {
+            return Err(refusal(
+                Stage::Connect,
+                "42501",
+                "target:database",
+                format!("database \"{}\" is not open to agents", parameters.database),
+                format!(
+                    "Rule target:database: target \"{}\" allows database \"{only}\" alone.",
+                    self.target.name
+                ),
+                "Connect to that database.",
+            ));
+        }
+        let judge = Judge {
+            policies: Arc::clone(&gateway.policies),
+            principal: self.principal.clone(),
+            target: Arc::clone(&self.target),
+            database: parameters.database.clone(),
+            analyst: Arc::clone(&gateway.analyst),
+        };
+        match judge.connect(&parameters.user) {
+            Verdict::Allow { rule } => Ok((judge, rule)),
+            Verdict::Deny(denial) => Err(Refusal {
+                stage: Stage::Connect,
+                sqlstate: "42501",
+                denial,
+            }),
+        }
+    }
+
+    fn dial(&self, database: &str, gateway: &Gateway) -> Result<Dial, Refusal> {
+        gateway
+            .dial(&self.target, self.original, database)
+            .ok_or_else(|| {
+                refusal(
+                    Stage::Upstream,
+                    "08001",
+                    "target:credential",
+                    format!("target \"{}\" is not ready", self.target.name),
+                    "Its credential, TLS roots or address could not be loaded.".to_owned(),
+                    "Ask the operator to run `sluice check`.",
+                )
+            })
+    }
+
+    fn unreachable(&self, error: &UpstreamError) -> Refusal {
+        tracing::warn!(session = %self.session, target = self.target.name, %error, "no connection to the target");
+        // A missing database is the agent's own mistake: it hears the server's words.
+        let said = match error {
+            UpstreamError::Refused { sqlstate, message } if sqlstate == "3D000" => {
+                backend::error_fields(message).ok().and_then(|fields| {
+                    fields
+                        .iter()
+                        .find(|(code, _)| *code == b'M')
+                        .map(|(_, text)| String::from_utf8_lossy(text).into_owned())
+                })
+            }
+            _ => None,
+        };
+        let sqlstate = if said.is_some() { "3D000" } else { "08006" };
+        refusal(
+            Stage::Upstream,
+            sqlstate,
+            "target:unreachable",
+            said.unwrap_or_else(|| format!("no connection to target \"{}\"", self.target.name)),
+            error.to_string(),
+            "This is between the gateway and the target: ask the operator.",
+        )
+    }
+
+    /// Creates the recording and writes `session.open`.
+    fn record(
+        &self,
+        connection: &Connection,
+        dial: &Dial,
+        rule: String,
+        gateway: &Gateway,
+    ) -> Result<Recorder, EvidenceError> {
+        let meta = serde_json::json!({
+            "session": self.session,
+            "protocol": "postgres",
+            "who": self.who,
+        });
+        let writer = RecordingWriter::create(
+            &gateway.config.storage.recordings,
+            self.session,
+            &meta,
+            SystemTime::now(),
+        )?;
+        gateway.log.append(&Event::SessionOpen {
+            session: self.session,
+            who: self.who.clone(),
+            original: self.original.to_string(),
+            policy_sha256: gateway.policies.hash.clone(),
+            rule,
+            upstream: dial.address.to_string(),
+            backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
+            tls: connection.tls,
+            recording: format!("{}.slrec", self.session),
+        })?;
+        Ok(Recorder::new(
+            Arc::clone(&gateway.log),
+            self.session,
+            self.who.clone(),
+            writer,
+            self.accepted_at,
+        ))
+    }
+
+    pub(super) async fn cancel(&self, pid: u32, key: &[u8], gateway: &Gateway) {
+        let Some(backend) = gateway.cancel_keys.find(pid, key, &self.principal.agent) else {
+            let denial = Denial {
+                rule: "cancel:unknown-key".to_owned(),
+                message: "the cancel request names no session of this agent".to_owned(),
+                detail: format!("Process id {pid}."),
+                hint: "Cancel with the connection that runs the statement.".to_owned(),
+            };
+            self.deny(Stage::Protocol, &denial, gateway);
+            return;
+        };
+        if let Err(error) = upstream::cancel(&backend.dial, backend.pid, &backend.key).await {
+            tracing::warn!(session = %self.session, %error, "a cancel request did not reach the target");
+        }
+    }
+}
