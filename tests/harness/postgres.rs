@@ -19,7 +19,7 @@ use super::authority::Certificate;
 use super::port::Port;
 use super::program::{Ended, eventually, run, run_with_input};
 
-const SHOP: &str = include_str!("../../xtask/demo/shop.sql");
+const SHOP: &str = include_str!("../../xtask/src/demo/shop.sql");
 
 /// The application's own user, whose password only the gateway knows.
 pub const USER: &str = "shop_app";

@@ -1,0 +1,187 @@
+//! Sluice as an operator would install it, below the demo's folder instead of `/`.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail, ensure};
+
+use super::database::{self, Database};
+use super::leftovers::Stage;
+use super::token::{self, AUDIENCE, ISSUER};
+use super::{sluice_binary, write};
+use crate::build_ebpf;
+
+pub const AGENT: &str = "report-bot";
+const SUBJECT: &str = "report-bot@corp";
+
+pub struct Installation {
+    root: PathBuf,
+    secrets: Vec<String>,
+}
+
+impl Installation {
+    pub fn create(stage: &Stage, database: &Database) -> Result<Self> {
+        let root = stage.root();
+        let private = stage.folder().join("issuer");
+        fs::create_dir(&private)?;
+        fs::set_permissions(&private, fs::Permissions::from_mode(0o700))?;
+        let issued = token::issue(&private, SUBJECT)?;
+        let etc = root.join("etc/sluice");
+        write(etc.join("sluice.toml"), &configuration(stage, database)?)?;
+        write(etc.join("jwks.json"), &issued.jwks)?;
+        let profile = build_ebpf::workspace().join("policies/read-only.cedar");
+        let policies = fs::read_to_string(&profile)
+            .with_context(|| format!("reading {}", profile.display()))?;
+        write(etc.join("policies/read-only.cedar"), &policies)?;
+        write_secret(etc.join("credentials/shop"), &database.password)?;
+        write_secret(
+            root.join(format!("run/sluice/tokens/{AGENT}.jwt")),
+            &issued.token,
+        )?;
+        Ok(Self {
+            root,
+            secrets: vec![database.password.clone(), issued.token],
+        })
+    }
+
+    /// One of the operator's commands on this installation.
+    pub fn sluice<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(sluice_binary());
+        command.arg("--root").arg(&self.root).args(words);
+        command
+    }
+
+    /// Starts the gateway and answers the line that says where it listens.
+    pub fn start_gateway(&self, stage: &Stage) -> Result<String> {
+        let log = self.root.join("gateway.log");
+        let mut command = if stage.keep {
+            self.sluice(["run"])
+        } else {
+            // It ends when the demo does, however that ends.
+            let mut command = Command::new("setpriv");
+            command.args(["--pdeathsig=KILL", "--"]);
+            command
+                .arg(sluice_binary())
+                .arg("--root")
+                .arg(&self.root)
+                .arg("run");
+            command
+        };
+        let mut gateway = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(File::create(&log)?)
+            .spawn()
+            .context("starting the gateway")?;
+        let stdout = gateway.stdout.take().context("stdout is a pipe")?;
+        stage.adopt(gateway)?;
+        let ready = BufReader::new(stdout)
+            .lines()
+            .map_while(Result::ok)
+            .find(|line| line.contains("ready"));
+        match ready {
+            Some(line) => Ok(line),
+            None => bail!(
+                "the gateway does not start:\n{}",
+                fs::read_to_string(log).unwrap_or_default()
+            ),
+        }
+    }
+
+    /// The id of the one session there was: an unregistered process has none.
+    pub fn only_session(&self) -> Result<String> {
+        let recordings = self.recordings()?;
+        ensure!(
+            recordings.len() == 1,
+            "there should be one recording, not {}",
+            recordings.len()
+        );
+        let session = recordings[0].file_stem().and_then(OsStr::to_str);
+        session
+            .map(str::to_owned)
+            .context("a recording is named by its session")
+    }
+
+    /// The files of log, recordings and gateway output in which a secret stands.
+    pub fn secrets_on_disk(&self, another: &str) -> Result<Vec<String>> {
+        let mut files = self.recordings()?;
+        files.push(self.root.join("var/lib/sluice/log/log.jsonl"));
+        files.push(self.root.join("gateway.log"));
+        let secrets: Vec<&str> = self
+            .secrets
+            .iter()
+            .map(String::as_str)
+            .chain([another])
+            .collect();
+        let mut found = Vec::new();
+        for file in files {
+            let bytes = fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+            let text = String::from_utf8_lossy(&bytes);
+            if secrets.iter().any(|secret| text.contains(secret)) {
+                found.push(format!("a secret stands in {}", file.display()));
+            }
+        }
+        Ok(found)
+    }
+
+    fn recordings(&self) -> Result<Vec<PathBuf>> {
+        let folder = self.root.join("var/lib/sluice/recordings");
+        let entries =
+            fs::read_dir(&folder).with_context(|| format!("reading {}", folder.display()))?;
+        Ok(entries.flatten().map(|entry| entry.path()).collect())
+    }
+}
+
+fn configuration(stage: &Stage, database: &Database) -> Result<String> {
+    Ok(format!(
+        r#"[gateway]
+listen_port = {listen}
+
+[kernel]
+agents_cgroup = "{name}-agents.slice"
+gateway_cgroup = "{name}.slice"
+pins = "{pins}"
+
+[identity.corp]
+issuer = "{ISSUER}"
+audience = "{AUDIENCE}"
+jwks = "/etc/sluice/jwks.json"
+
+[agents.{AGENT}]
+identity = "corp"
+token_file = "/run/sluice/tokens/{AGENT}.jwt"
+subject = "{SUBJECT}"
+
+[targets.shop]
+protocol = "postgres"
+addresses = ["127.0.0.1:{port}", "[::1]:{port}"]
+database = "{shop}"
+tls = {{ mode = "disable" }}
+credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" }}
+
+[[targets.shop.mask]]
+column = "public.customers.card_number"
+with = "keep_last(4)"
+
+[[targets.shop.mask]]
+column = "public.customers.email"
+with = "redact"
+"#,
+        listen = database::free_port()?,
+        name = stage.name(),
+        pins = stage.pins().display(),
+        port = database.port,
+        shop = database::NAME,
+        user = database::USER,
+    ))
+}
+
+fn write_secret(path: PathBuf, text: &str) -> Result<()> {
+    write(path.clone(), "")?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    write(path, text)
+}
