@@ -21,7 +21,7 @@ use std::fmt;
 use pg_query::protobuf as pb;
 
 use crate::policy::masking::MaskRule;
-pub use evidence::evidence_text;
+pub use evidence::{evidence_text, without_cards};
 
 /// Longer texts are not analysed: both parsers are super-linear on hostile input.
 pub const LONGEST_TEXT: usize = 256 * 1024;
