@@ -240,8 +240,9 @@ impl fmt::Display for Place {
     }
 }
 
-/// Establishes what `text` does. Never panics. CPU-bound; the stack needed is bounded by pg_query's
-/// limit on nesting (about a hundred levels) for every text that is not refused.
+/// Establishes what `text` does. Never panics. CPU-bound, and hungry for stack: a chain of operators as
+/// long as [`LONGEST_TEXT`] allows recurses once per operator inside pg_query, so the caller's thread
+/// must have 256 MiB of (virtual) stack.
 pub fn analyse(text: &str, masks: &[MaskRule]) -> Facts {
     let statements = match parse(text) {
         Ok(tree) => statements_of(text, &tree, masks),
