@@ -15,6 +15,7 @@ mod second_opinion;
 mod taint;
 mod tree;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -69,9 +70,19 @@ pub struct Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.schema {
-            Some(schema) => write!(f, "{schema}.{}", self.name),
-            None => f.write_str(&self.name),
+            Some(schema) => write!(f, "{}.{}", unambiguous(schema), unambiguous(&self.name)),
+            None => f.write_str(&unambiguous(&self.name)),
         }
+    }
+}
+
+/// One part of a dotted name. A name that itself holds a dot is quoted, so that `"a.b"` and `a.b`
+/// stay two names.
+pub fn unambiguous(part: &str) -> Cow<'_, str> {
+    if part.contains(['.', '"', '/']) || part.is_empty() {
+        Cow::Owned(format!("\"{}\"", part.replace('"', "\"\"")))
+    } else {
+        Cow::Borrowed(part)
     }
 }
 
