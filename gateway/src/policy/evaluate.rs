@@ -10,7 +10,7 @@ use cedar_policy::{
 
 use super::denial::{Denial, WHO_DECIDES};
 use super::set::PolicySet;
-use crate::sql::{MaskUse, Statement, Table, Verb};
+use crate::sql::{MaskUse, Statement, Table, Verb, unambiguous};
 
 /// Who asks, proven by cgroup and token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,7 +216,7 @@ impl<'a> Asking<'a> {
 
     fn about_table(&mut self, verb: Verb, table: &Table) -> Question {
         let schema = schema_of(table);
-        let name = format!("{schema}.{}", table.name);
+        let name = full_name(table);
         let attributes = [("schema", schema), ("name", table.name.as_str())];
         let types = &self.policies.types;
         let resource = if takes_tables(verb) {
@@ -425,6 +425,14 @@ fn schema_of(table: &Table) -> &str {
     }
 }
 
+fn full_name(table: &Table) -> String {
+    format!(
+        "{}.{}",
+        unambiguous(schema_of(table)),
+        unambiguous(&table.name)
+    )
+}
+
 fn built_in_name(name: &str) -> &str {
     name.strip_prefix("pg_catalog.").unwrap_or(name)
 }
@@ -433,12 +441,8 @@ fn statement_context(
     database: &str,
     statement: &Statement,
 ) -> Result<Context, cedar_policy::ContextCreationError> {
-    let tables = |tables: &BTreeSet<Table>| -> BTreeSet<String> {
-        tables
-            .iter()
-            .map(|table| format!("{}.{}", schema_of(table), table.name))
-            .collect()
-    };
+    let tables =
+        |tables: &BTreeSet<Table>| -> BTreeSet<String> { tables.iter().map(full_name).collect() };
     let verbs = statement
         .effects
         .keys()

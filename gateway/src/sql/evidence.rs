@@ -308,8 +308,8 @@ mod tests {
             ),
             (
                 "dollar-quoted password",
-                "x password $q$se'cret$q$ y",
-                "x password '[password]' y",
+                "SELECT f(password => $q$se'cret$q$)",
+                "SELECT f(password => '[password]')",
             ),
             (
                 "a column called password",
