@@ -27,6 +27,7 @@ use crate::session::driver::postgres::catalogue::Catalogues;
 use crate::session::driver::postgres::upstream::Dial;
 use crate::session::identify::Identities;
 use crate::store::log::Log;
+use crate::store::recordings;
 
 /// How long open sessions get to hear that the gateway stops.
 const DRAIN: Duration = Duration::from_secs(10);
@@ -111,9 +112,11 @@ pub async fn run(config: Config, policies: PolicySet) -> Result<()> {
         .context("the kernel programs are not in place: run `sluice guard load`")?;
     intercept::join_gateway_cgroup(&config.kernel).context("joining the gateway's cgroup")?;
     let flows = FlowTable::open(&config.kernel.pins).context("opening the kernel's flow table")?;
-    let log = Arc::new(
-        Log::open(&config.storage.log, SystemTime::now()).context("opening the evidence log")?,
-    );
+    let recordings = config.storage.recordings.clone();
+    let digest = |session| recordings::digest(&recordings, session).ok();
+    let log = Log::open_sealing(&config.storage.log, SystemTime::now(), digest)
+        .context("opening the evidence log")?;
+    let log = Arc::new(log);
     log.append(&Event::GatewayStart {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -169,6 +172,8 @@ async fn serve(
     };
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    // A file size limit shows as a failed write, which is handled, instead of ending the process.
+    let _file_size_limit = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
     println!("sluice: ready on 127.0.0.1:{port} and [::1]:{port}");
     let slots = Arc::new(Semaphore::new(gateway.config.gateway.max_sessions));
     let mut sessions = JoinSet::new();

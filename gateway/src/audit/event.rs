@@ -306,10 +306,13 @@ pub enum Event {
         outcome: SessionOutcome,
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
+        /// Statements the agent sent, the denied ones included.
         statements: u64,
         denied: u64,
         rows: u64,
+        /// Bytes from the agent.
         bytes_in: u64,
+        /// Bytes to the agent.
         bytes_out: u64,
         masked: u64,
         duration_us: u64,

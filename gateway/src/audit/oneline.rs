@@ -68,7 +68,7 @@ fn say(event: &Event, length: Length) -> Said {
             policy_sha256,
             ..
         } => {
-            let policy = cut(policy_sha256, 12).replace('…', "");
+            let policy: String = one_line(policy_sha256).chars().take(12).collect();
             let text = format!("sluice {version}, pid {pid}, policy {policy}");
             said('▶', Tone::Good, None, "start", text)
         }
@@ -127,6 +127,7 @@ fn say(event: &Event, length: Length) -> Said {
         }
         Event::StmtResult { stmt, .. } => result(*stmt, event),
         Event::Deny {
+            who,
             stmt,
             statement,
             rule,
@@ -136,7 +137,11 @@ fn say(event: &Event, length: Length) -> Said {
             let statement = statement.as_deref().map_or(String::new(), |statement| {
                 format!(" ‹{}›", shortened(statement, length))
             });
-            let text = format!("{}: {}{statement}", one_line(rule), one_line(reason));
+            let from = match stmt {
+                Some(_) => String::new(),
+                None => process(who),
+            };
+            let text = format!("{}: {}{from}{statement}", one_line(rule), one_line(reason));
             said('✗', Tone::Bad, *stmt, "denied", text)
         }
         Event::SessionClose { .. } => close(event),
@@ -248,15 +253,15 @@ fn place(who: &Who) -> String {
     }
 }
 
+/// Where the connection came from: the process if it is known.
 fn process(who: &Who) -> String {
-    let Some(process) = &who.process else {
-        return String::new();
-    };
-    let comm = process.get("comm").and_then(|comm| comm.as_str());
-    let pid = process.get("tgid").and_then(|pid| pid.as_u64());
+    let process = who.process.as_ref();
+    let comm = process.and_then(|process| process.get("comm")?.as_str());
+    let pid = process.and_then(|process| process.get("tgid")?.as_u64());
     match (comm, pid) {
         (Some(comm), Some(pid)) => format!(" from {}[{pid}]", one_line(comm)),
-        _ => String::new(),
+        _ if who.client.is_empty() => String::new(),
+        _ => format!(" from {}", one_line(&who.client)),
     }
 }
 
@@ -297,7 +302,7 @@ mod tests {
         let table = [
             (
                 start(),
-                "-        gateway      ▶ start       sluice 0.1.0, pid 42, policy cdcdcdcdcdc",
+                "-        gateway      ▶ start       sluice 0.1.0, pid 42, policy cdcdcdcdcdcd",
             ),
             (
                 open(1),

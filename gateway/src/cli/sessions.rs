@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use jiff::Timestamp;
 
 use super::Globals;
 use super::tail::{open_log, quiet_when_reader_leaves};
@@ -38,7 +39,10 @@ fn sessions(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let mut sessions: Vec<Session> = ledger.sessions().cloned().collect();
     sessions.sort_by_key(|session| session.started);
     for session in sessions.iter_mut().filter(|s| s.state == State::Open) {
-        if !gateway_runs {
+        if gateway_runs {
+            let age = Timestamp::now().duration_since(session.started);
+            session.duration_us = u64::try_from(age.as_micros()).unwrap_or(0);
+        } else {
             session.state = State::Ended(SessionOutcome::Crashed);
         }
     }
@@ -144,8 +148,6 @@ fn set(row: &[String], widths: &[usize], paint: impl Fn(usize, String) -> String
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
-
     use super::*;
     use crate::audit::event::Event;
     use crate::audit::event::tests::{close, deny, intent, open};

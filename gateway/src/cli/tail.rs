@@ -46,8 +46,13 @@ pub(super) fn quiet_when_reader_leaves(result: Result<ExitCode>) -> Result<ExitC
 
 /// Opens the log for reading, or says where it was looked for.
 pub(super) fn open_log(dir: &std::path::Path) -> Result<LogReader> {
-    LogReader::open(dir)
-        .with_context(|| format!("cannot read the log {}", log::file_in(dir).display()))
+    LogReader::open(dir).with_context(|| {
+        let file = log::file_in(dir);
+        format!(
+            "cannot read the log {} (`sluice run` creates it)",
+            file.display()
+        )
+    })
 }
 
 fn tail(args: &Args, globals: &Globals) -> Result<ExitCode> {
@@ -55,26 +60,32 @@ fn tail(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let mut reader = open_log(&dir)?;
     let mut out = io::BufWriter::new(io::stdout().lock());
     let setter = Setter::new(args, globals);
-    let begin = args.lines.unwrap_or(match args.session {
-        Some(_) => usize::MAX,
-        None => DEFAULT_LINES,
-    });
-
-    let (mut last, mut found) = (VecDeque::new(), 0);
+    // Without a number a session is shown from its beginning, as it is read.
+    let begin = match (args.lines, &args.session) {
+        (None, Some(_)) => None,
+        (lines, _) => Some(lines.unwrap_or(DEFAULT_LINES)),
+    };
+    let mut last = VecDeque::new();
+    let mut found = false;
     while let Some(line) = reader.next_line()? {
-        if let Some(text) = setter.set(line) {
-            found += 1;
-            last.push_back(text);
-            if last.len() > begin {
-                last.pop_front();
+        let Some(text) = setter.set(line) else {
+            continue;
+        };
+        found = true;
+        match begin {
+            None => writeln!(out, "{text}")?,
+            Some(begin) => {
+                last.push_back(text);
+                last.drain(..last.len().saturating_sub(begin));
             }
         }
     }
-    if let (0, false, Some(query)) = (found, args.follow, &args.session) {
+    if let (false, false, Some(query)) = (found, args.follow, &args.session) {
         bail!("no session matches {query:?}; `sluice sessions` lists them");
     }
-    last.iter().try_for_each(|text| writeln!(out, "{text}"))?;
-    drop(last);
+    for text in last {
+        writeln!(out, "{text}")?;
+    }
     while args.follow {
         out.flush()?;
         std::thread::sleep(POLL);

@@ -149,10 +149,11 @@ impl Paint {
             Tone::Warning => "33",
             Tone::Id => "36",
         };
-        if self.colours {
+        let text = text.to_string();
+        if self.colours && !text.is_empty() {
             format!("\x1b[{code}m{text}\x1b[0m")
         } else {
-            text.to_string()
+            text
         }
     }
 }

@@ -152,7 +152,9 @@ impl Recorder {
         Ok(())
     }
 
+    /// The leaf of a denied statement; it counts as one of the session's statements.
     pub fn denied(&self, stmt: u64, denied: &Denied) -> Result<(), EvidenceError> {
+        self.with(|state| state.totals.statements += 1);
         self.deny(
             Stage::Statement,
             Some(stmt),

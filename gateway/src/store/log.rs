@@ -92,8 +92,8 @@ impl Log {
         Log::open_sealing(dir, now, |_| None)
     }
 
-    /// As [`Log::open`]; `seal` digests the recording of a session whose gateway died, so that its
-    /// `session.close` vouches for the file.
+    /// As [`Log::open`]; `seal` digests the recording of a session whose gateway died
+    /// ([`crate::store::recordings::digest`]), so that its `session.close` vouches for the file.
     pub fn open_sealing(
         dir: &Path,
         now: SystemTime,

@@ -75,6 +75,13 @@ pub fn list(dir: &Path) -> io::Result<Vec<SessionId>> {
     Ok(sessions)
 }
 
+/// Digests a recording as it is on disk, also one without an end: what the log vouches for when the
+/// gateway died before it could.
+pub fn digest(dir: &Path, session: SessionId) -> Result<Digest, RecordingError> {
+    let reader = RecordingReader::open(dir, session)?;
+    Ok(reader.digest()?.0)
+}
+
 /// Writes one session's recording.
 #[derive(Debug)]
 pub struct RecordingWriter {

@@ -23,7 +23,7 @@ use crate::protocol::postgres::startup::Startup;
 use crate::session::decide::Judge;
 use crate::session::identify::Identified;
 use crate::session::record::{EvidenceError, Recorder, denial_event};
-use crate::store::recordings::RecordingWriter;
+use crate::store::recordings::{self, RecordingWriter};
 
 /// A session that is not open yet.
 #[derive(Debug)]
@@ -261,9 +261,11 @@ impl Opening {
         gateway: &Gateway,
     ) -> Result<Recorder, EvidenceError> {
         let meta = serde_json::json!({
-            "session": self.session,
             "protocol": "postgres",
-            "who": self.who,
+            "agent": self.who.agent,
+            "subject": self.who.subject,
+            "target": self.who.target,
+            "database": self.who.database,
         });
         let writer = RecordingWriter::create(
             &gateway.config.storage.recordings,
@@ -280,7 +282,7 @@ impl Opening {
             upstream: dial.address.to_string(),
             backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
             tls: connection.tls,
-            recording: format!("{}.slrec", self.session),
+            recording: recordings::file_name(self.session),
         })?;
         Ok(Recorder::new(
             Arc::clone(&gateway.log),
