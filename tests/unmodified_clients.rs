@@ -43,6 +43,7 @@ SELECT id, placed_at FROM orders ORDER BY id;
 const WRITES: &str = r"
 CREATE TABLE scratch (id integer PRIMARY KEY, note text);
 INSERT INTO scratch VALUES (1, 'one'), (2, NULL) RETURNING *;
+INSERT INTO scratch VALUES (1, 'again');
 COPY scratch FROM STDIN;
 3	three
 4	\N
