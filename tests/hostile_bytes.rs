@@ -3,6 +3,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
@@ -84,40 +85,58 @@ fn malformed_bytes_of_a_target_end_their_session_only() {
         ),
         ("truncates a row", &[READY, b"D\0\0\0\xff\0\x01"]),
     ];
+    let server = MaliciousServer::start();
+    let mut gateway = Setup::in_front_of_port(server.port).start();
+    let address = gateway.address("127.0.0.1");
+    let mut leaves = 0;
     for (name, script) in cases {
-        let port = malicious_server(script);
-        let mut gateway = Setup::in_front_of_port(port).start();
-        let address = format!("host=127.0.0.1 port={port} user=x dbname=shop");
+        server.will_say(script);
         gateway
             .as_agent(["psql", "-X", "-d", &address, "-c", "SELECT 1"])
             .fails();
-        eventually(
+        leaves = eventually(
             &format!("a leaf about a target that {name}"),
             Duration::from_secs(10),
             || {
                 let events = gateway.events();
-                (events.count("session.close") + events.count("deny") > 0).then_some(())
+                let now = events.count("session.close") + events.count("deny");
+                (now > leaves).then_some(now)
             },
         );
         gateway.is_alive();
     }
 }
 
-/// A server that greets the gateway with `parts`: all but the first after the next thing it is sent.
-fn malicious_server(parts: &[&[u8]]) -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    let port = listener.local_addr().expect("it is bound").port();
-    let parts: Vec<Vec<u8>> = parts.iter().map(|part| part.to_vec()).collect();
-    thread::spawn(move || {
-        for stream in listener.incoming().flatten() {
-            misbehave(stream, &parts);
-        }
-    });
-    port
+/// A server that greets whoever connects with the parts it was given last, each but the first after the
+/// next thing it is sent, and then says nothing more.
+struct MaliciousServer {
+    port: u16,
+    script: Arc<Mutex<Vec<Vec<u8>>>>,
+}
+
+impl MaliciousServer {
+    fn start() -> MaliciousServer {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let script = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&script);
+        thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let script = lines.lock().expect("nobody panics with it").clone();
+                thread::spawn(move || misbehave(stream, &script));
+            }
+        });
+        MaliciousServer { port, script }
+    }
+
+    fn will_say(&self, parts: &[&[u8]]) {
+        *self.script.lock().expect("nobody panics with it") =
+            parts.iter().map(|part| part.to_vec()).collect();
+    }
 }
 
 fn misbehave(mut stream: TcpStream, parts: &[Vec<u8>]) {
-    let patience = Some(Duration::from_secs(5));
+    let patience = Some(Duration::from_secs(2));
     stream.set_read_timeout(patience).expect("it is ours");
     for part in parts {
         let asked = stream.read(&mut [0; 4096]).unwrap_or(0);
@@ -125,4 +144,6 @@ fn misbehave(mut stream: TcpStream, parts: &[Vec<u8>]) {
             return;
         }
     }
+    // Longer than nothing, so that it is the gateway that closes a session whose bytes it refuses.
+    let _ = stream.read(&mut [0; 4096]);
 }

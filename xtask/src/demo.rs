@@ -88,6 +88,10 @@ fn show(screen: &Screen, stage: &Stage, checks: &mut Checks) -> Result<()> {
         database.port
     ));
     let installation = Installation::create(stage, &database)?;
+    screen.say(&format!(
+        "Sluice is installed below {}: the commands here stand without their --root",
+        stage.root().display()
+    ));
     screen.run(installation.sluice(["guard", "load"]))?;
     let gateway = installation.start_gateway(stage)?;
     screen.say(&gateway);

@@ -114,17 +114,20 @@ impl Checks {
     }
 }
 
-/// The command line as a person would type it, without the folders of our own program.
+/// The command line as a person would type it on a host where Sluice is installed: our own program by its
+/// name, and without the folder that the demo's installation is below.
 fn shown(command: &Command) -> String {
     let program = command.get_program().to_string_lossy();
     let name = program.rsplit('/').next().unwrap_or(&program).to_owned();
-    let words = command
+    let mut words: Vec<String> = command
         .get_args()
-        .map(|word| quoted(&word.to_string_lossy()));
-    std::iter::once(name)
-        .chain(words)
-        .collect::<Vec<_>>()
-        .join(" ")
+        .map(|word| quoted(&word.to_string_lossy()))
+        .collect();
+    if words.first().is_some_and(|word| word == "--root") {
+        words.drain(..2);
+    }
+    words.insert(0, name);
+    words.join(" ")
 }
 
 fn quoted(word: &str) -> String {
