@@ -7,11 +7,11 @@ use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 
-use aya::maps::{Array, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
 use aya::programs::{ProgramInfo, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
-use gateway_ebpf::Settings;
 use gateway_ebpf::decide::Denial;
+use gateway_ebpf::{ConnKey, Flow, Settings};
 use serde::Serialize;
 
 use super::hooks::{self, HOOKS, Hook, Side};
@@ -42,6 +42,8 @@ pub struct Report {
     pub links: Vec<LinkState>,
     /// Problems that no single link has.
     pub problems: Vec<String>,
+    /// Connections the kernel has redirected and the gateway's side has not yet claimed.
+    pub handshakes: usize,
     /// Calls denied since the guard was first loaded, by reason.
     pub denials: Vec<Denials>,
 }
@@ -145,6 +147,7 @@ pub fn inspect(kernel: &config::Kernel) -> Result<Report, InterceptError> {
         port,
         links,
         problems,
+        handshakes: count_handshakes(&kernel.pins),
         denials: read_denials(&kernel.pins),
         agents_cgroup: places.agents,
         gateway_cgroup: places.gateway,
@@ -250,6 +253,12 @@ fn read_denials(pins: &Path) -> Vec<Denials> {
         })
     };
     Denial::ALL.iter().filter_map(count).collect()
+}
+
+/// Best effort, as above.
+fn count_handshakes(pins: &Path) -> usize {
+    let table = pinned(pins, pins::CONNS).and_then(HashMap::<_, ConnKey, Flow>::try_from);
+    table.map_or(0, |table| table.keys().flatten().count())
 }
 
 fn pinned(pins: &Path, name: &str) -> Result<Map, MapError> {

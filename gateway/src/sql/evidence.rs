@@ -303,8 +303,8 @@ mod tests {
             ),
             (
                 "password in a connection text",
-                "SELECT dblink('host=h password=hunter2 user=u')",
-                "SELECT dblink('host=h password='[password]' user=u')",
+                "SELECT f('host=h password=hunter2 user=u')",
+                "SELECT f('host=h password='[password]' user=u')",
             ),
             (
                 "dollar-quoted password",

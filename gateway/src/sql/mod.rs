@@ -129,8 +129,8 @@ verbs! {
     Declare = "sql:declare",
     Fetch = "sql:fetch",
     Close = "sql:close",
-    /// LISTEN and UNLISTEN.
     Listen = "sql:listen",
+    Unlisten = "sql:unlisten",
     Notify = "sql:notify",
     Do = "sql:do",
     Call = "sql:call",

@@ -192,7 +192,7 @@ fn effects_by_statement() {
         ("SHOW search_path", "show"),
         ("DISCARD ALL", "discard"),
         ("LISTEN x", "listen"),
-        ("UNLISTEN *", "listen"),
+        ("UNLISTEN *", "unlisten"),
         ("NOTIFY x, 'y'", "notify"),
         ("LOCK TABLE a", "lock{a}"),
         ("VACUUM a", "vacuum{a}"),

@@ -370,7 +370,7 @@ nodes! {
         RuleStmt(RuleStmt) => Ddl {relation, where_clause, actions} [rulename, event, instead, replace];
         NotifyStmt(NotifyStmt) => Notify {} [conditionname, payload, payload_location];
         ListenStmt(ListenStmt) => Listen {} [conditionname];
-        UnlistenStmt(UnlistenStmt) => Listen {} [conditionname];
+        UnlistenStmt(UnlistenStmt) => Unlisten {} [conditionname];
         TransactionStmt(TransactionStmt) => Transaction {options} [kind, savepoint_name, gid, chain, location];
         CompositeTypeStmt(CompositeTypeStmt) => Ddl {typevar, coldeflist} [];
         CreateEnumStmt(CreateEnumStmt) => Ddl {type_name, vals} [];
