@@ -142,10 +142,8 @@ pub const fn socket(kind: u32, protocol: u32) -> Result<(), Denial> {
 
 #[cfg(test)]
 mod tests {
-    extern crate std;
     use super::*;
     use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-    use std::format;
 
     const PORT: u16 = 15001;
 
@@ -285,7 +283,7 @@ mod tests {
     #[test]
     fn every_denial_has_its_own_counter_and_name() {
         for (index, denial) in Denial::ALL.iter().enumerate() {
-            assert_eq!(*denial as usize, index, "{}", format!("{denial:?}"));
+            assert_eq!(*denial as usize, index, "{denial:?}");
             assert!(
                 Denial::ALL
                     .iter()

@@ -10,6 +10,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd as _, RawFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -45,6 +46,13 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     ensure!(
         unistd::geteuid().is_root(),
         "sluice exec enters the agent's cgroup and changes user: run it as root"
+    );
+    ensure!(
+        Path::new(&agent.cgroup).starts_with(&config.kernel.agents_cgroup),
+        "agent {:?} has cgroup {}, which is not below {}: it would not be intercepted",
+        agent.name,
+        agent.cgroup,
+        config.kernel.agents_cgroup
     );
     guard::verify(&config.kernel)?;
     refuse_network_streams()?;
