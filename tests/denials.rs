@@ -28,15 +28,9 @@ fn a_drop_table_is_refused_with_advice_and_the_session_goes_on() {
 
     let denied = gateway.event("deny");
     assert_eq!(denied.text("stage"), "statement", "{denied}");
-    assert_eq!(denied.text("statement"), "DROP TABLE orders", "{denied}");
+    assert_eq!(denied.text("statement"), "DROP TABLE orders;", "{denied}");
     for member in [
-        "rule",
-        "reason",
-        "hint",
-        "session",
-        "who.agent",
-        "who.subject",
-        "who.target",
+        "rule", "reason", "hint", "session", "agent", "subject", "target",
     ] {
         assert_ne!(denied.text(member), "", "{member} is missing: {denied}");
     }
@@ -44,7 +38,7 @@ fn a_drop_table_is_refused_with_advice_and_the_session_goes_on() {
     assert_eq!(opened.len(), 1, "one session for all of it");
     let closed = gateway.event("session.close");
     assert_eq!(closed.number("denied"), 1, "{closed}");
-    assert_eq!(closed.number("statements"), 2, "{closed}");
+    assert_eq!(closed.number("statements"), 1, "{closed}");
 }
 
 #[test]

@@ -44,16 +44,16 @@ fn one_session_from_open_to_close() {
         .flatten()
         .expect("every host has nobody");
     for (member, expected) in [
-        ("who.agent", "report-bot".to_owned()),
-        ("who.subject", SUBJECT.to_owned()),
-        ("who.groups", r#"["reporting"]"#.to_owned()),
-        ("who.target", "shop".to_owned()),
-        ("who.database", "shop".to_owned()),
-        ("who.db_user", "shop_app".to_owned()),
-        ("who.process.comm", "psql".to_owned()),
-        ("who.process.exe", binary("psql").display().to_string()),
-        ("who.process.exe_sha256", hex::encode(Sha256::digest(&psql))),
-        ("who.process.uid", nobody.uid.to_string()),
+        ("agent", "report-bot".to_owned()),
+        ("subject", SUBJECT.to_owned()),
+        ("groups", r#"["reporting"]"#.to_owned()),
+        ("target", "shop".to_owned()),
+        ("database", "shop".to_owned()),
+        ("db_user", "shop_app".to_owned()),
+        ("process.comm", "psql".to_owned()),
+        ("process.exe", binary("psql").display().to_string()),
+        ("process.exe_sha256", hex::encode(Sha256::digest(&psql))),
+        ("process.uid", nobody.uid.to_string()),
         ("original", format!("127.0.0.1:{}", server.port())),
     ] {
         assert_eq!(opened.text(member), expected, "{member} of {opened}");
@@ -208,7 +208,7 @@ fn a_change_of_a_recording_is_found() {
 #[test]
 fn what_cannot_be_written_down_does_not_happen() {
     let server = Postgres::start();
-    let gateway = Setup::in_front_of(&server)
+    let mut gateway = Setup::in_front_of(&server)
         .policy("allow-all")
         .storage_of("512k")
         .start();
@@ -221,6 +221,13 @@ fn what_cannot_be_written_down_does_not_happen() {
         .psql(["INSERT INTO products VALUES (6, 'when there is none', 1, 1)"])
         .fails();
     assert_eq!(server.admin("SELECT max(id) FROM products"), "5");
+
+    gateway.kill();
+    gateway.empty_storage();
+    gateway.start();
+    gateway
+        .psql(["INSERT INTO products VALUES (7, 'when there is room again', 1, 1)"])
+        .succeeds();
 }
 
 #[test]

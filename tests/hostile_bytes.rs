@@ -32,7 +32,7 @@ fn malformed_bytes_of_an_agent_end_their_session_only() {
             || {
                 gateway.events().iter().find_map(|event| {
                     let ends = matches!(event.name(), "session.close" | "deny");
-                    (ends && event.text("who.client").ends_with(&client)).then_some(())
+                    (ends && event.text("client").ends_with(&client)).then_some(())
                 })
             },
         );

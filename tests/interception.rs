@@ -80,8 +80,8 @@ fn a_subagent_in_a_nested_control_group_inherits() {
     .succeeds()
     .prints("nested");
     let opened = gateway.event("session.open");
-    assert_eq!(opened.text("who.agent"), "report-bot");
-    let group = opened.text("who.process.cgroup");
+    assert_eq!(opened.text("agent"), "report-bot");
+    let group = opened.text("process.cgroup");
     assert!(group.ends_with("report-bot/step-7"), "{opened}");
 }
 

@@ -124,7 +124,7 @@ fn no_session_without_a_valid_token() {
         let denied = &denied[number];
         assert!(denied.text("rule").starts_with(slug), "{name}: {denied}");
         assert_ne!(denied.text("reason"), "", "{name}: {denied}");
-        assert_eq!(denied.text("who.agent"), "report-bot", "{name}: {denied}");
+        assert_eq!(denied.text("agent"), "report-bot", "{name}: {denied}");
     }
     assert_eq!(gateway.events().count("session.open"), 0);
     assert!(
@@ -161,8 +161,8 @@ fn accepted(algorithm: Algorithm) {
         .start();
     gateway.psql(["SELECT 1"]).succeeds();
     let opened = gateway.event("session.open");
-    assert_eq!(opened.text("who.subject"), SUBJECT);
-    assert_eq!(opened.text("who.groups"), r#"["reporting"]"#);
+    assert_eq!(opened.text("subject"), SUBJECT);
+    assert_eq!(opened.text("groups"), r#"["reporting"]"#);
 }
 
 #[test]

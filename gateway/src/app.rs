@@ -32,6 +32,9 @@ use crate::store::recordings;
 /// How long open sessions get to hear that the gateway stops.
 const DRAIN: Duration = Duration::from_secs(10);
 
+/// How many connections are told at the same time that all sessions are in use.
+const MAX_REFUSALS: usize = 64;
+
 /// The system's trusted roots, for targets that name no `ca_file`.
 const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
@@ -175,7 +178,10 @@ async fn serve(
     // A file size limit shows as a failed write, which is handled, instead of ending the process.
     let _file_size_limit = signal(SignalKind::from_raw(libc::SIGXFSZ))?;
     println!("sluice: ready on 127.0.0.1:{port} and [::1]:{port}");
-    let slots = Arc::new(Semaphore::new(gateway.config.gateway.max_sessions));
+    let room = Room {
+        sessions: Arc::new(Semaphore::new(gateway.config.gateway.max_sessions)),
+        refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+    };
     let mut sessions = JoinSet::new();
     let reason = loop {
         let accepted = tokio::select! {
@@ -189,7 +195,7 @@ async fn serve(
             _ = interrupt.recv() => break "SIGINT",
         };
         match accepted {
-            Ok((socket, peer)) => admit(socket, peer, gateway, &slots, &mut sessions),
+            Ok((socket, peer)) => admit(socket, peer, gateway, &room, &mut sessions),
             Err(error) => {
                 // Out of descriptors, most likely: connections wait in the backlog meanwhile.
                 tracing::error!(%error, "accept failed");
@@ -210,23 +216,35 @@ async fn serve(
     Ok(reason)
 }
 
+/// How many connections may be in progress.
+#[derive(Debug)]
+struct Room {
+    sessions: Arc<Semaphore>,
+    /// Connections being told that there is no room; past these the socket is reset.
+    refusals: Arc<Semaphore>,
+}
+
 fn admit(
     socket: TcpStream,
     peer: SocketAddr,
     gateway: &Arc<Gateway>,
-    slots: &Arc<Semaphore>,
+    room: &Room,
     sessions: &mut JoinSet<()>,
 ) {
-    let Ok(slot) = Arc::clone(slots).try_acquire_owned() else {
-        tracing::warn!(%peer, "connection reset: all {} sessions are in use", gateway.config.gateway.max_sessions);
+    let shared = Arc::clone(gateway);
+    if let Ok(slot) = Arc::clone(&room.sessions).try_acquire_owned() {
+        sessions.spawn(async move {
+            session::serve(socket, shared).await;
+            drop(slot);
+        });
+    } else if let Ok(slot) = Arc::clone(&room.refusals).try_acquire_owned() {
+        sessions.spawn(async move {
+            session::refuse_full(socket, shared).await;
+            drop(slot);
+        });
+    } else {
         session::accept::refuse_full(socket, peer, &gateway.log);
-        return;
-    };
-    let gateway = Arc::clone(gateway);
-    sessions.spawn(async move {
-        session::serve(socket, gateway).await;
-        drop(slot);
-    });
+    }
 }
 
 fn report(ended: Result<(), tokio::task::JoinError>) {

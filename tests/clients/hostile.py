@@ -33,7 +33,6 @@ BIGGEST = 2**31 - 1
 noise = random.Random(2)
 
 BEFORE_STARTUP = {
-    "nothing at all": b"",
     "startup: length 0": packet(0, b""),
     "startup: length 3": packet(3, b""),
     "startup: length 4": packet(4, b""),

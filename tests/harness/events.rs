@@ -48,7 +48,7 @@ impl Event {
         self.0["event"].as_str().unwrap_or_default()
     }
 
-    /// A member as text; a path such as `who.agent` leads into objects. Absent or null is empty.
+    /// A member as text; a path such as `process.exe` leads into objects. Absent or null is empty.
     pub fn text(&self, path: &str) -> String {
         match self.at(path) {
             Value::Null => String::new(),

@@ -447,6 +447,12 @@ impl Gateway {
         while filler.write_all(&[0; 512]).is_ok() {}
     }
 
+    /// Frees what [`Gateway::fill_storage`] took.
+    pub fn empty_storage(&self) {
+        let storage = self.mounted.as_ref().expect("the storage has a size");
+        fs::remove_file(storage.join("filler")).expect("it was filled");
+    }
+
     fn mount_storage(&mut self, size: &str) {
         let storage = self.root.path().join("var/lib/sluice");
         fs::create_dir_all(&storage).expect("the root is writable");
@@ -525,7 +531,9 @@ impl Drop for Gateway {
         if thread::panicking() {
             let stderr = self.kill();
             eprintln!("--- the gateway's log\n{stderr}");
-            eprintln!("--- the evidence\n{}", self.events());
+            let evidence = self.sluice_command(["tail"]).output();
+            let evidence = evidence.map(|output| output.stdout).unwrap_or_default();
+            eprintln!("--- the evidence\n{}", String::from_utf8_lossy(&evidence));
         } else {
             complaints = self.complaints();
         }

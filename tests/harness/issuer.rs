@@ -20,18 +20,18 @@ pub struct Issuer {
 impl Issuer {
     /// An issuer with a new key for RS256, ES256 or EdDSA.
     pub fn signing_with(algorithm: Algorithm) -> Issuer {
-        let der = match algorithm {
+        let pair = match algorithm {
             Algorithm::RS256 => KeyPair::generate_rsa_for(&PKCS_RSA_SHA256, RsaKeySize::_2048),
             Algorithm::ES256 => KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256),
             Algorithm::EdDSA => KeyPair::generate_for(&PKCS_ED25519),
             other => panic!("the test issuer has no {other:?} keys"),
         }
-        .expect("a key can be made")
-        .serialize_der();
+        .expect("a key can be made");
         let key = match algorithm {
-            Algorithm::RS256 => EncodingKey::from_rsa_der(&der),
-            Algorithm::ES256 => EncodingKey::from_ec_der(&der),
-            _ => EncodingKey::from_ed_der(&without_public_half(&der)),
+            Algorithm::RS256 => EncodingKey::from_rsa_pem(pair.serialize_pem().as_bytes())
+                .expect("PKCS #8 holds an RSA key"),
+            Algorithm::ES256 => EncodingKey::from_ec_der(&pair.serialize_der()),
+            _ => EncodingKey::from_ed_der(&without_public_half(&pair.serialize_der())),
         };
         Issuer {
             key,

@@ -14,8 +14,7 @@ pub struct Denial {
 }
 
 /// Who can change a decision; ends every hint.
-pub(super) const WHO_DECIDES: &str =
-    "If the task needs more, ask an operator of this gateway to change its policies, naming the rule in DETAIL.";
+pub(super) const WHO_DECIDES: &str = "If the task needs more, ask an operator of this gateway to change its policies, naming the rule in DETAIL.";
 
 impl Denial {
     /// A masked column where its mask does not reach.
@@ -27,7 +26,10 @@ impl Denial {
                 "Denied by rule {}: the column's clear value would decide or shape the result, where its mask cannot hide it.",
                 place.rule()
             ),
-            hint: format!("{} Masks are part of the gateway's configuration; only its operator can change them.", instead(column, place)),
+            hint: format!(
+                "{} Masks are part of the gateway's configuration; only its operator can change them.",
+                instead(column, place)
+            ),
         }
     }
 
@@ -56,14 +58,22 @@ impl Denial {
 /// What to write instead.
 fn instead(column: &str, place: Place) -> String {
     match place {
-        Place::Expression | Place::Subselect | Place::SetOperation | Place::Distinct | Place::ColumnAlias => format!(
+        Place::Expression
+        | Place::Subselect
+        | Place::SetOperation
+        | Place::Distinct
+        | Place::ColumnAlias => format!(
             "Select {column} itself, as a plain column of the outermost SELECT (it arrives masked), or leave it out; name the columns you need instead of * in sub-selects."
         ),
         Place::Predicate | Place::Join => {
-            format!("Filter and join by another column, such as the primary key; {column} may only be selected.")
+            format!(
+                "Filter and join by another column, such as the primary key; {column} may only be selected."
+            )
         }
         Place::Order | Place::Group => {
-            format!("Order and group by other columns, written by name; {column} may only be selected.")
+            format!(
+                "Order and group by other columns, written by name; {column} may only be selected."
+            )
         }
         Place::WholeRow => format!(
             "List the columns you need by name instead of the whole row; {column} may be among them only as a plain column of the outermost SELECT."
@@ -73,12 +83,21 @@ fn instead(column: &str, place: Place) -> String {
         ),
         Place::Copy => format!("Use SELECT, or COPY with a column list that leaves {column} out."),
         Place::NewTable | Place::View => format!("Leave {column} out of the query."),
-        Place::Code => format!("Run the statements by themselves, without a code block; leave {column} out of functions."),
+        Place::Code => format!(
+            "Run the statements by themselves, without a code block; leave {column} out of functions."
+        ),
         Place::Definition => {
-            format!("Leave {column} and the table's name as they are; other columns may be changed.")
+            format!(
+                "Leave {column} and the table's name as they are; other columns may be changed."
+            )
         }
-        Place::Statistics => "Use pg_class.reltuples for sizes, or aggregate the columns you may read.".to_owned(),
+        Place::Statistics => {
+            "Use pg_class.reltuples for sizes, or aggregate the columns you may read.".to_owned()
+        }
         Place::SqlInText => "Send the inner statement by itself.".to_owned(),
-        Place::Unknown => "If it is a syntax error, correct it; otherwise write the statement in a simpler form.".to_owned(),
+        Place::Unknown => {
+            "If it is a syntax error, correct it; otherwise write the statement in a simpler form."
+                .to_owned()
+        }
     }
 }

@@ -3,13 +3,14 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use cedar_policy::{
-    ActionConstraint, Authorizer, Context, Decision, Effect, Entities, Entity, EntityId, EntityTypeName, EntityUid, Policy,
-    PolicyId, PrincipalConstraint, Request, ResourceConstraint, Response, RestrictedExpression,
+    ActionConstraint, Authorizer, Context, Decision, Effect, Entities, Entity, EntityId,
+    EntityTypeName, EntityUid, Policy, PolicyId, PrincipalConstraint, Request, ResourceConstraint,
+    Response, RestrictedExpression,
 };
 
 use super::denial::{Denial, WHO_DECIDES};
 use super::set::PolicySet;
-use crate::sql::{MaskUse, Statement, Table, Verb};
+use crate::sql::{MaskUse, Statement, Table, Verb, unambiguous};
 
 /// Who asks, proven by cgroup and token.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +48,11 @@ pub enum Verdict {
 /// Decides. Pure: the same arguments always give the same verdict.
 pub fn evaluate(policies: &PolicySet, principal: &Principal, operation: &Operation<'_>) -> Verdict {
     let decided = match operation {
-        Operation::Connect { target, database, user } => connect(policies, principal, target, database, user),
+        Operation::Connect {
+            target,
+            database,
+            user,
+        } => connect(policies, principal, target, database, user),
         Operation::Sql {
             target,
             database,
@@ -65,8 +70,15 @@ pub fn evaluate(policies: &PolicySet, principal: &Principal, operation: &Operati
 /// The ids of the policies that permitted something.
 type Rules = BTreeSet<String>;
 
-fn connect(policies: &PolicySet, principal: &Principal, target: &str, database: &str, user: &str) -> Result<Rules, Denial> {
-    let context = Context::from_pairs([text("database", database), text("user", user)]).map_err(|e| broken(&e))?;
+fn connect(
+    policies: &PolicySet,
+    principal: &Principal,
+    target: &str,
+    database: &str,
+    user: &str,
+) -> Result<Rules, Denial> {
+    let context = Context::from_pairs([text("database", database), text("user", user)])
+        .map_err(|e| broken(&e))?;
     let mut asking = Asking::new(policies, principal, target);
     let question = Question {
         action: "connect".to_owned(),
@@ -76,7 +88,13 @@ fn connect(policies: &PolicySet, principal: &Principal, target: &str, database: 
     asking.ask(&policies.all, vec![question], context)
 }
 
-fn sql(policies: &PolicySet, principal: &Principal, target: &str, database: &str, statement: &Statement) -> Result<Rules, Denial> {
+fn sql(
+    policies: &PolicySet,
+    principal: &Principal,
+    target: &str,
+    database: &str,
+    statement: &Statement,
+) -> Result<Rules, Denial> {
     let context = statement_context(database, statement).map_err(|e| broken(&e))?;
     let mut asking = Asking::new(policies, principal, target);
     let mut rules = Rules::new();
@@ -116,10 +134,22 @@ impl<'a> Asking<'a> {
         let types = &policies.types;
         let agent = uid(&types.agent, &principal.agent);
         let target_uid = uid(&types.target, target);
-        let groups: HashSet<EntityUid> = principal.groups.iter().map(|group| uid(&types.group, group)).collect();
+        let groups: HashSet<EntityUid> = principal
+            .groups
+            .iter()
+            .map(|group| uid(&types.group, group))
+            .collect();
         let mut entities = vec![Entity::new_no_attrs(target_uid.clone(), HashSet::new())];
-        entities.extend(groups.iter().map(|group| Entity::new_no_attrs(group.clone(), HashSet::new())));
-        entities.extend(entity(agent.clone(), &[("subject", &principal.subject)], groups));
+        entities.extend(
+            groups
+                .iter()
+                .map(|group| Entity::new_no_attrs(group.clone(), HashSet::new())),
+        );
+        entities.extend(entity(
+            agent.clone(),
+            &[("subject", &principal.subject)],
+            groups,
+        ));
         Self {
             policies,
             principal,
@@ -155,8 +185,14 @@ impl<'a> Asking<'a> {
                 questions.push(self.about_table(*verb, table));
             }
         }
-        let settings = statement.settings.iter().map(|name| ("sql:set", name, "change setting"));
-        let shows = statement.shows.iter().map(|name| ("sql:show", name, "show setting"));
+        let settings = statement
+            .settings
+            .iter()
+            .map(|name| ("sql:set", name, "change setting"));
+        let shows = statement
+            .shows
+            .iter()
+            .map(|name| ("sql:show", name, "show setting"));
         for (action, name, doing) in settings.chain(shows) {
             let resource = self.below_target(&self.policies.types.setting, name, &[("name", name)]);
             questions.push(Question {
@@ -167,7 +203,8 @@ impl<'a> Asking<'a> {
         }
         for name in &statement.functions {
             let name = built_in_name(name);
-            let resource = self.below_target(&self.policies.types.function, name, &[("name", name)]);
+            let resource =
+                self.below_target(&self.policies.types.function, name, &[("name", name)]);
             questions.push(Question {
                 action: "sql:function".to_owned(),
                 resource,
@@ -179,7 +216,7 @@ impl<'a> Asking<'a> {
 
     fn about_table(&mut self, verb: Verb, table: &Table) -> Question {
         let schema = schema_of(table);
-        let name = format!("{schema}.{}", table.name);
+        let name = full_name(table);
         let attributes = [("schema", schema), ("name", table.name.as_str())];
         let types = &self.policies.types;
         let resource = if takes_tables(verb) {
@@ -194,11 +231,17 @@ impl<'a> Asking<'a> {
         }
     }
 
-    fn below_target(&mut self, of_type: &EntityTypeName, name: &str, attributes: &[(&str, &str)]) -> EntityUid {
+    fn below_target(
+        &mut self,
+        of_type: &EntityTypeName,
+        name: &str,
+        attributes: &[(&str, &str)],
+    ) -> EntityUid {
         let uid = uid(of_type, &format!("{}/{name}", self.target_name));
         let parents = HashSet::from([self.target.clone()]);
         if !self.entities.iter().any(|entity| entity.uid() == uid) {
-            self.entities.extend(entity(uid.clone(), attributes, parents));
+            self.entities
+                .extend(entity(uid.clone(), attributes, parents));
         }
         uid
     }
@@ -210,20 +253,32 @@ impl<'a> Asking<'a> {
             subject: "run what cannot be analysed".to_owned(),
         };
         let naming = &self.policies.naming_unknown;
-        self.ask(naming, vec![question], context).map_err(|denial| match denial.rule.as_str() {
-            "default-deny" => Denial::unknown(why),
-            _ => denial,
-        })
+        self.ask(naming, vec![question], context)
+            .map_err(|denial| match denial.rule.as_str() {
+                "default-deny" => Denial::unknown(why),
+                _ => denial,
+            })
     }
 
-    fn ask(&mut self, policies: &cedar_policy::PolicySet, questions: Vec<Question>, context: Context) -> Result<Rules, Denial> {
+    fn ask(
+        &mut self,
+        policies: &cedar_policy::PolicySet,
+        questions: Vec<Question>,
+        context: Context,
+    ) -> Result<Rules, Denial> {
         let entities = self.entities_for(&questions)?;
         let authorizer = Authorizer::new();
         let mut rules = Rules::new();
         for question in questions {
             let action = uid(&self.policies.types.action, &question.action);
-            let request = Request::new(self.agent.clone(), action, question.resource.clone(), context.clone(), None)
-                .map_err(|e| broken(&e))?;
+            let request = Request::new(
+                self.agent.clone(),
+                action,
+                question.resource.clone(),
+                context.clone(),
+                None,
+            )
+            .map_err(|e| broken(&e))?;
             let response = authorizer.is_authorized(&request, policies, &entities);
             if let Some(error) = response.diagnostics().errors().next() {
                 // Cedar leaves a policy that fails out; one that forbids must not vanish that way.
@@ -245,9 +300,16 @@ impl<'a> Asking<'a> {
             .iter()
             .map(|question| uid(&self.policies.types.action, &question.action))
             .collect();
-        let groups = asked.iter().filter_map(|action| known.ancestors(action)).flatten().cloned();
+        let groups = asked
+            .iter()
+            .filter_map(|action| known.ancestors(action))
+            .flatten()
+            .cloned();
         let needed: BTreeSet<EntityUid> = groups.chain(asked.iter().cloned()).collect();
-        let actions = needed.iter().filter_map(|action| known.get(action)).cloned();
+        let actions = needed
+            .iter()
+            .filter_map(|action| known.get(action))
+            .cloned();
         let all = self.entities.iter().cloned().chain(actions);
         Entities::from_entities(all, None).map_err(|e| broken(&e))
     }
@@ -266,8 +328,14 @@ impl<'a> Asking<'a> {
     }
 
     fn forbidden(&self, id: &PolicyId, message: String) -> Denial {
-        let reason = self.policies.annotation(id, "reason").unwrap_or("a policy forbids it.");
-        let hint = self.policies.annotation(id, "hint").unwrap_or("No other policy can permit what this one forbids.");
+        let reason = self
+            .policies
+            .annotation(id, "reason")
+            .unwrap_or("a policy forbids it.");
+        let hint = self
+            .policies
+            .annotation(id, "hint")
+            .unwrap_or("No other policy can permit what this one forbids.");
         Denial {
             rule: id.to_string(),
             message,
@@ -279,7 +347,12 @@ impl<'a> Asking<'a> {
     /// Says which policy came close, if one did, and else what this agent may do at all.
     fn not_permitted(&self, question: &Question, message: String, entities: &Entities) -> Denial {
         let action = uid(&self.policies.types.action, &question.action);
-        let permits = || self.policies.all.policies().filter(|policy| policy.effect() == Effect::Permit);
+        let permits = || {
+            self.policies
+                .all
+                .policies()
+                .filter(|policy| policy.effect() == Effect::Permit)
+        };
         let mine = |policy: &Policy| is_in_principal_scope(policy, &self.agent, entities);
         let close = permits()
             .filter(|policy| mine(policy))
@@ -294,13 +367,22 @@ impl<'a> Asking<'a> {
                 ),
                 policy.annotation("hint").map(str::to_owned),
             ),
-            None => ("Denied by rule default-deny: no policy permits it.".to_owned(), None),
+            None => (
+                "Denied by rule default-deny: no policy permits it.".to_owned(),
+                None,
+            ),
         };
         let hint = hint.unwrap_or_else(|| {
-            let allowed: BTreeSet<String> = permits().filter(|policy| mine(policy)).flat_map(actions_named).collect();
+            let allowed: BTreeSet<String> = permits()
+                .filter(|policy| mine(policy))
+                .flat_map(actions_named)
+                .collect();
             match allowed.is_empty() {
                 true => format!("No policy permits agent {} anything.", self.principal.agent),
-                false => format!("Permitted to this agent, within limits: {}.", summary(&allowed)),
+                false => format!(
+                    "Permitted to this agent, within limits: {}.",
+                    summary(&allowed)
+                ),
             }
         });
         Denial {
@@ -343,16 +425,34 @@ fn schema_of(table: &Table) -> &str {
     }
 }
 
+fn full_name(table: &Table) -> String {
+    format!(
+        "{}.{}",
+        unambiguous(schema_of(table)),
+        unambiguous(&table.name)
+    )
+}
+
 fn built_in_name(name: &str) -> &str {
     name.strip_prefix("pg_catalog.").unwrap_or(name)
 }
 
-fn statement_context(database: &str, statement: &Statement) -> Result<Context, cedar_policy::ContextCreationError> {
-    let tables = |tables: &BTreeSet<Table>| -> BTreeSet<String> {
-        tables.iter().map(|table| format!("{}.{}", schema_of(table), table.name)).collect()
-    };
-    let verbs = statement.effects.keys().map(|verb| verb.action().to_owned()).collect();
-    let functions = statement.functions.iter().map(|name| built_in_name(name).to_owned()).collect();
+fn statement_context(
+    database: &str,
+    statement: &Statement,
+) -> Result<Context, cedar_policy::ContextCreationError> {
+    let tables =
+        |tables: &BTreeSet<Table>| -> BTreeSet<String> { tables.iter().map(full_name).collect() };
+    let verbs = statement
+        .effects
+        .keys()
+        .map(|verb| verb.action().to_owned())
+        .collect();
+    let functions = statement
+        .functions
+        .iter()
+        .map(|name| built_in_name(name).to_owned())
+        .collect();
     Context::from_pairs([
         text("database", database),
         set("verbs", verbs),
@@ -365,7 +465,10 @@ fn statement_context(database: &str, statement: &Statement) -> Result<Context, c
 }
 
 fn text(name: &str, value: &str) -> (String, RestrictedExpression) {
-    (name.to_owned(), RestrictedExpression::new_string(value.to_owned()))
+    (
+        name.to_owned(),
+        RestrictedExpression::new_string(value.to_owned()),
+    )
 }
 
 fn set(name: &str, values: BTreeSet<String>) -> (String, RestrictedExpression) {
@@ -379,8 +482,15 @@ fn uid(of_type: &EntityTypeName, id: &str) -> EntityUid {
 
 /// Attributes are plain strings, which cannot fail to evaluate; without them the policies that use
 /// them fail, and that denies.
-fn entity(uid: EntityUid, attributes: &[(&str, &str)], parents: HashSet<EntityUid>) -> Option<Entity> {
-    let attributes: HashMap<String, RestrictedExpression> = attributes.iter().map(|(name, value)| text(name, value)).collect();
+fn entity(
+    uid: EntityUid,
+    attributes: &[(&str, &str)],
+    parents: HashSet<EntityUid>,
+) -> Option<Entity> {
+    let attributes: HashMap<String, RestrictedExpression> = attributes
+        .iter()
+        .map(|(name, value)| text(name, value))
+        .collect();
     Entity::new(uid, attributes, parents).ok()
 }
 
@@ -400,7 +510,9 @@ fn is_in_principal_scope(policy: &Policy, agent: &EntityUid, entities: &Entities
         PrincipalConstraint::In(group) => is_in(agent, &group, entities),
         PrincipalConstraint::Eq(one) => *agent == one,
         PrincipalConstraint::Is(of_type) => *agent.type_name() == of_type,
-        PrincipalConstraint::IsIn(of_type, group) => *agent.type_name() == of_type && is_in(agent, &group, entities),
+        PrincipalConstraint::IsIn(of_type, group) => {
+            *agent.type_name() == of_type && is_in(agent, &group, entities)
+        }
     }
 }
 
@@ -418,7 +530,9 @@ fn is_in_resource_scope(policy: &Policy, resource: &EntityUid, entities: &Entiti
         ResourceConstraint::In(parent) => is_in(resource, &parent, entities),
         ResourceConstraint::Eq(one) => *resource == one,
         ResourceConstraint::Is(of_type) => *resource.type_name() == of_type,
-        ResourceConstraint::IsIn(of_type, parent) => *resource.type_name() == of_type && is_in(resource, &parent, entities),
+        ResourceConstraint::IsIn(of_type, parent) => {
+            *resource.type_name() == of_type && is_in(resource, &parent, entities)
+        }
     }
 }
 
@@ -429,14 +543,19 @@ fn is_in(child: &EntityUid, parent: &EntityUid, entities: &Entities) -> bool {
 fn actions_named(policy: &Policy) -> Vec<String> {
     match policy.action_constraint() {
         ActionConstraint::Any => vec!["everything".to_owned()],
-        ActionConstraint::In(actions) => actions.iter().map(|action| action.id().unescaped().to_owned()).collect(),
+        ActionConstraint::In(actions) => actions
+            .iter()
+            .map(|action| action.id().unescaped().to_owned())
+            .collect(),
         ActionConstraint::Eq(action) => vec![action.id().unescaped().to_owned()],
     }
 }
 
 /// `sql:function` and the like are part of every statement: naming them helps nobody.
 fn summary(allowed: &BTreeSet<String>) -> String {
-    let worth_naming = allowed.iter().filter(|action| action.as_str() != "sql:function");
+    let worth_naming = allowed
+        .iter()
+        .filter(|action| action.as_str() != "sql:function");
     worth_naming.cloned().collect::<Vec<_>>().join(", ")
 }
 

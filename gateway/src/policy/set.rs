@@ -11,7 +11,8 @@ use std::str::FromStr;
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{
-    ActionConstraint, Effect, Entities, EntityTypeName, EntityUid, Policy, PolicyId, Schema, ValidationMode, Validator,
+    ActionConstraint, Effect, Entities, EntityTypeName, EntityUid, Policy, PolicyId, Schema,
+    ValidationMode, Validator,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -91,7 +92,8 @@ impl PolicySet {
     /// Accepts the files together, or reports everything that is wrong with them.
     pub fn parse(files: &[(PathBuf, String)]) -> Result<Self, Vec<PolicyError>> {
         let shipped = Path::new("schema.cedarschema");
-        let (schema, _) = Schema::from_cedarschema_str(SCHEMA).map_err(|e| vec![whole_file(shipped, e.to_string())])?;
+        let (schema, _) = Schema::from_cedarschema_str(SCHEMA)
+            .map_err(|e| vec![whole_file(shipped, e.to_string())])?;
         let actions = schema
             .action_entities()
             .map_err(|e| vec![whole_file(shipped, e.to_string())])?;
@@ -148,7 +150,12 @@ impl Accepted {
     fn add_file(&mut self, file: &Path, text: &str) -> Vec<PolicyError> {
         let parsed = match cedar_policy::PolicySet::from_str(text) {
             Ok(parsed) => parsed,
-            Err(e) => return e.iter().map(|e| detailed(file, text, DetailedError::from(e))).collect(),
+            Err(e) => {
+                return e
+                    .iter()
+                    .map(|e| detailed(file, text, DetailedError::from(e)))
+                    .collect();
+            }
         };
         let templates = parsed.templates().map(|template| PolicyError {
             file: file.to_owned(),
@@ -173,7 +180,12 @@ impl Accepted {
         errors
     }
 
-    fn add(&mut self, policy: &Policy, file: &Path, line: usize) -> Result<(), Vec<(String, String)>> {
+    fn add(
+        &mut self,
+        policy: &Policy,
+        file: &Path,
+        line: usize,
+    ) -> Result<(), Vec<(String, String)>> {
         let mut wrong: Vec<(String, String)> = policy
             .annotations()
             .filter(|(name, _)| !ANNOTATIONS.contains(name))
@@ -208,7 +220,10 @@ impl Accepted {
         };
         let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.' | ':');
         if id.len() > LONGEST_ID || !id.chars().all(plain) {
-            return wrong(format!("@id(\"{}\") is not usable", id.escape_debug()), "use up to 64 of a-z, 0-9, - _ . :");
+            return wrong(
+                format!("@id(\"{}\") is not usable", id.escape_debug()),
+                "use up to 64 of a-z, 0-9, - _ . :",
+            );
         }
         if RESERVED.iter().any(|reserved| id.starts_with(reserved)) {
             return wrong(
@@ -253,7 +268,10 @@ impl Accepted {
     }
 
     fn naming_unknown(&self, types: &Types) -> Result<cedar_policy::PolicySet, Vec<PolicyError>> {
-        let unknown = EntityUid::from_type_name_and_id(types.action.clone(), cedar_policy::EntityId::new("sql:unknown"));
+        let unknown = EntityUid::from_type_name_and_id(
+            types.action.clone(),
+            cedar_policy::EntityId::new("sql:unknown"),
+        );
         let names_it = |policy: &Policy| match policy.action_constraint() {
             ActionConstraint::Any => false,
             ActionConstraint::In(actions) => actions.contains(&unknown),
@@ -264,7 +282,8 @@ impl Accepted {
             .policies()
             .filter(|policy| policy.effect() == Effect::Forbid || names_it(policy))
             .cloned();
-        cedar_policy::PolicySet::from_policies(chosen).map_err(|e| vec![whole_file(Path::new(""), e.to_string())])
+        cedar_policy::PolicySet::from_policies(chosen)
+            .map_err(|e| vec![whole_file(Path::new(""), e.to_string())])
     }
 }
 
@@ -293,7 +312,10 @@ fn whole_file(file: &Path, message: String) -> PolicyError {
 }
 
 fn detailed(file: &Path, text: &str, error: DetailedError) -> PolicyError {
-    let offset = error.source_locations.first().map_or(0, |label| label.loc.start);
+    let offset = error
+        .source_locations
+        .first()
+        .map_or(0, |label| label.loc.start);
     PolicyError {
         file: file.to_owned(),
         line: line_at(text, offset),
@@ -324,7 +346,10 @@ mod tests {
     use super::*;
 
     fn errors(files: &[(&str, &str)]) -> Vec<String> {
-        let files: Vec<(PathBuf, String)> = files.iter().map(|(file, text)| (file.into(), (*text).to_owned())).collect();
+        let files: Vec<(PathBuf, String)> = files
+            .iter()
+            .map(|(file, text)| (file.into(), (*text).to_owned()))
+            .collect();
         match PolicySet::parse(&files) {
             Ok(_) => vec![],
             Err(errors) => errors.iter().map(PolicyError::to_string).collect(),
@@ -334,10 +359,26 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named_with_file_and_line() {
         let table: [(&str, &str, &[&str]); 11] = [
-            ("fine", "@id(\"a\") permit (principal, action, resource);", &[]),
-            ("no id", "\npermit (principal, action, resource);", &["p.cedar:2: the policy has no @id"]),
-            ("empty id", "@id(\"\") permit (principal, action, resource);", &["p.cedar:1: the policy has no @id"]),
-            ("odd id", "@id(\"a b\") permit (principal, action, resource);", &["p.cedar:1: @id(\"a b\") is not usable"]),
+            (
+                "fine",
+                "@id(\"a\") permit (principal, action, resource);",
+                &[],
+            ),
+            (
+                "no id",
+                "\npermit (principal, action, resource);",
+                &["p.cedar:2: the policy has no @id"],
+            ),
+            (
+                "empty id",
+                "@id(\"\") permit (principal, action, resource);",
+                &["p.cedar:1: the policy has no @id"],
+            ),
+            (
+                "odd id",
+                "@id(\"a b\") permit (principal, action, resource);",
+                &["p.cedar:1: @id(\"a b\") is not usable"],
+            ),
             (
                 "reserved id",
                 "@id(\"mask:x\") permit (principal, action, resource);",
@@ -353,7 +394,11 @@ mod tests {
                 "@id(\"a\") @approval(\"dba\") permit (principal, action, resource);",
                 &["p.cedar:1: @approval is not enforced"],
             ),
-            ("syntax", "@id(\"a\")\npermit (principal, action resource);", &["p.cedar:2: unexpected token `resource`"]),
+            (
+                "syntax",
+                "@id(\"a\")\npermit (principal, action resource);",
+                &["p.cedar:2: unexpected token `resource`"],
+            ),
             (
                 "unknown action",
                 "@id(\"a\") permit (principal, action == Sluice::Action::\"sql:slect\", resource);",
@@ -383,23 +428,42 @@ mod tests {
     fn all_errors_come_at_once() {
         let got = errors(&[
             ("b.cedar", "permit (principal, action, resource);"),
-            ("a.cedar", "@id(\"x\") permit (principal, action == Sluice::Action::\"nope\", resource);\npermit (;"),
-            ("c.cedar", "@id(\"y\") permit (principal, action == Sluice::Action::\"nope\", resource);"),
+            (
+                "a.cedar",
+                "@id(\"x\") permit (principal, action == Sluice::Action::\"nope\", resource);\npermit (;",
+            ),
+            (
+                "c.cedar",
+                "@id(\"y\") permit (principal, action == Sluice::Action::\"nope\", resource);",
+            ),
         ]);
-        let files: Vec<&str> = got.iter().filter_map(|error| error.split(':').next()).collect();
+        let files: Vec<&str> = got
+            .iter()
+            .filter_map(|error| error.split(':').next())
+            .collect();
         assert_eq!(files, ["a.cedar", "b.cedar", "c.cedar"], "{got:?}");
     }
 
     #[test]
     fn the_hash_covers_names_and_contents() {
         let hash = |files: &[(&str, &str)]| {
-            let files: Vec<(PathBuf, String)> = files.iter().map(|(file, text)| (file.into(), (*text).to_owned())).collect();
+            let files: Vec<(PathBuf, String)> = files
+                .iter()
+                .map(|(file, text)| (file.into(), (*text).to_owned()))
+                .collect();
             PolicySet::parse(&files).expect("valid").hash
         };
-        let (a, b) = ("@id(\"a\") permit (principal, action, resource);", "// nothing");
+        let (a, b) = (
+            "@id(\"a\") permit (principal, action, resource);",
+            "// nothing",
+        );
         let both = hash(&[("a.cedar", a), ("b.cedar", b)]);
         assert_eq!(both.len(), 64);
-        assert_eq!(both, hash(&[("b.cedar", b), ("a.cedar", a)]), "the order of files does not matter");
+        assert_eq!(
+            both,
+            hash(&[("b.cedar", b), ("a.cedar", a)]),
+            "the order of files does not matter"
+        );
         assert_ne!(both, hash(&[("a.cedar", b), ("b.cedar", a)]));
         assert_ne!(both, hash(&[("a.cedar", a)]));
     }
@@ -407,7 +471,10 @@ mod tests {
     #[test]
     fn every_verb_is_an_action_of_the_schema() {
         for verb in crate::sql::Verb::ALL {
-            let policy = format!("@id(\"a\") permit (principal, action == Sluice::Action::\"{}\", resource);", verb.action());
+            let policy = format!(
+                "@id(\"a\") permit (principal, action == Sluice::Action::\"{}\", resource);",
+                verb.action()
+            );
             assert_eq!(errors(&[("p.cedar", &policy)]), Vec::<String>::new());
         }
     }

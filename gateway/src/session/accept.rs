@@ -70,7 +70,7 @@ pub fn accept(socket: TcpStream, flows: &FlowTable, log: &Log) -> Option<Accepte
     None
 }
 
-/// Resets a connection beyond the configured number of sessions, with a leaf.
+/// Resets a connection that not even a refusal can be spared for, with a leaf.
 pub fn refuse_full(socket: TcpStream, peer: SocketAddr, log: &Log) {
     deny(
         peer,

@@ -131,6 +131,27 @@ pub async fn identify(
     }))
 }
 
+/// Refuses a connection for want of a free session, before anything is looked up.
+pub fn refuse_full(accepted: Accepted, identities: &Identities) -> Box<Refused> {
+    let target = identities.targets.get(&accepted.flow().original).cloned();
+    Box::new(Refused {
+        session: accepted.session(),
+        who: Who {
+            client: accepted.peer().to_string(),
+            target: target.as_ref().map(|target| target.name.clone()),
+            ..Who::default()
+        },
+        target,
+        denial: denial(
+            "sessions:full",
+            "all sessions of the gateway are in use",
+            "Rule sessions:full: gateway.max_sessions is reached.",
+            "Close a session, or try again later.",
+        ),
+        socket: accepted.into_socket(),
+    })
+}
+
 /// What could be established: as much as there is of it is evidence even when it is not enough.
 struct Found {
     who: Who,

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use crate::policy::masking::Transform;
 use crate::protocol::postgres::backend::{self, RowDescription};
 use crate::protocol::postgres::{Message, ProtocolError, encode};
+use crate::sql;
 
 /// Bytes that may be recorded and delivered.
 #[derive(Debug)]
@@ -111,24 +112,34 @@ impl Delivery {
         Ok(u64::try_from(replaced.len()).unwrap_or(u64::MAX))
     }
 
-    /// An error or notice of a session with masks. Those that quote values (constraint violations,
-    /// conversions) lose the parts that do.
+    /// An error or notice of a session with masks. Those about masked tables that quote values
+    /// (constraint violations, conversions) lose the parts that do; card numbers go from all of them.
     pub fn error(&mut self, message: &Message, touches_masked: bool) -> Result<(), ProtocolError> {
         let fields = backend::error_fields(message)?;
         let sqlstate = backend::sqlstate(&fields);
         let class = sqlstate.get(..2).unwrap_or_default();
-        if !matches!(class, "22" | "23" | "44" | "XX" | "P0") {
+        let quotes_values = touches_masked && matches!(class, "22" | "23" | "44" | "XX" | "P0");
+        let hidden = format!("value withheld by masking (SQLSTATE {sqlstate})");
+        let kept: Vec<(u8, Vec<u8>)> = fields
+            .iter()
+            .filter(|(code, _)| !(quotes_values && matches!(code, b'D' | b'W' | b'q' | b'H')))
+            .map(|(code, value)| match code {
+                // The message of a constraint violation names the constraint alone.
+                b'M' if quotes_values && class != "23" => (*code, hidden.clone().into_bytes()),
+                _ => (*code, without_cards(value)),
+            })
+            .collect();
+        if kept
+            .iter()
+            .map(|(code, value)| (*code, &value[..]))
+            .eq(fields)
+        {
             self.unchanged(message);
             return Ok(());
         }
-        let hidden = format!("value withheld by masking (SQLSTATE {sqlstate})");
-        let kept: Vec<(u8, &[u8])> = fields
-            .into_iter()
-            .filter(|(code, _)| !matches!(code, b'D' | b'W' | b'q' | b'H'))
-            .map(|(code, value)| match code {
-                b'M' if touches_masked && class != "23" => (code, hidden.as_bytes()),
-                _ => (code, value),
-            })
+        let kept: Vec<(u8, &[u8])> = kept
+            .iter()
+            .map(|(code, value)| (*code, &value[..]))
             .collect();
         encode::notice(&mut self.bytes, message.tag(), &kept);
         Ok(())
@@ -141,5 +152,12 @@ impl Delivery {
 
     pub fn finish(&mut self) -> Masked {
         Masked(self.bytes.split().freeze())
+    }
+}
+
+fn without_cards(value: &[u8]) -> Vec<u8> {
+    match std::str::from_utf8(value) {
+        Ok(text) => sql::without_cards(text).into_bytes(),
+        Err(_) => value.to_vec(),
     }
 }

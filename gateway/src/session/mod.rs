@@ -18,6 +18,14 @@ pub mod mask;
 pub mod record;
 pub mod watch;
 
+/// Tells one connection more than the configured number of sessions that it has to wait.
+pub async fn refuse_full(socket: TcpStream, gateway: Arc<Gateway>) {
+    if let Some(accepted) = accept::accept(socket, &gateway.flows, &gateway.log) {
+        let refused = identify::refuse_full(accepted, &gateway.identities);
+        driver::refuse(refused, &gateway.log).await;
+    }
+}
+
 /// Takes one connection from accept to its last leaf.
 pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
     let Some(accepted) = accept::accept(socket, &gateway.flows, &gateway.log) else {

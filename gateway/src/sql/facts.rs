@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use pg_query::protobuf as pb;
 
 use super::tree::{Ref, Unexpected, inner};
-use super::{Table, Verb};
+use super::{Table, Verb, unambiguous};
 
 type Effects = BTreeMap<Verb, BTreeSet<Table>>;
 
@@ -34,13 +34,19 @@ pub(super) fn gather(statement: Ref<'_>) -> Gathered {
     let mut gathered = walk.found;
     match top_verb(statement) {
         Some(verb) => gathered.verb = verb,
-        None => walk_doubt(
+        None => doubt(
             &mut gathered,
             format!("{} is not a statement", statement.name()),
         ),
     }
+    if gathered.effects.contains_key(&Verb::Unknown) {
+        doubt(
+            &mut gathered,
+            "it is a kind of statement that is not known".to_owned(),
+        );
+    }
     if writes_settings_view(&gathered.effects) {
-        walk_doubt(
+        doubt(
             &mut gathered,
             "it changes settings through pg_settings".to_owned(),
         );
@@ -60,7 +66,8 @@ pub(super) fn reads_and_writes(effects: &Effects) -> (BTreeSet<Table>, BTreeSet<
     (side(true), side(false))
 }
 
-fn walk_doubt(gathered: &mut Gathered, why: String) {
+/// The first doubt is the one that is told.
+fn doubt(gathered: &mut Gathered, why: String) {
     gathered.doubt.get_or_insert(why);
 }
 
@@ -315,7 +322,7 @@ impl Walk {
     fn setting(&mut self, name: &str, value: Option<&str>) {
         let name = name.to_lowercase();
         if let Err(why) = keeps_text_readable(&name, value) {
-            walk_doubt(&mut self.found, why);
+            doubt(&mut self.found, why);
         }
         self.found.settings.insert(name);
     }
@@ -330,7 +337,7 @@ impl Walk {
                     self.effect(Verb::Set);
                     self.setting(&setting, argument(1).as_deref());
                 }
-                None => walk_doubt(
+                None => doubt(
                     &mut self.found,
                     "set_config is called with a computed name".to_owned(),
                 ),
@@ -419,7 +426,7 @@ impl Walk {
             }
         });
         if let Err(Unexpected(name)) = visited {
-            walk_doubt(
+            doubt(
                 &mut self.found,
                 format!("the parse tree holds an unexpected {name}"),
             );
@@ -479,7 +486,8 @@ pub(super) fn strings(names: &[pb::Node]) -> Vec<&str> {
 }
 
 fn dotted(names: &[pb::Node]) -> String {
-    strings(names).join(".")
+    let parts: Vec<_> = strings(names).into_iter().map(unambiguous).collect();
+    parts.join(".")
 }
 
 /// The table a DROP or COMMENT is about, where the grammar gives its name as a list.

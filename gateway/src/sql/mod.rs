@@ -15,13 +15,14 @@ mod second_opinion;
 mod taint;
 mod tree;
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use pg_query::protobuf as pb;
 
 use crate::policy::masking::MaskRule;
-pub use evidence::evidence_text;
+pub use evidence::{evidence_text, without_cards};
 
 /// Longer texts are not analysed: both parsers are super-linear on hostile input.
 pub const LONGEST_TEXT: usize = 256 * 1024;
@@ -69,9 +70,19 @@ pub struct Table {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.schema {
-            Some(schema) => write!(f, "{schema}.{}", self.name),
-            None => f.write_str(&self.name),
+            Some(schema) => write!(f, "{}.{}", unambiguous(schema), unambiguous(&self.name)),
+            None => f.write_str(&unambiguous(&self.name)),
         }
+    }
+}
+
+/// One part of a dotted name. A name that itself holds a dot is quoted, so that `"a.b"` and `a.b`
+/// stay two names.
+pub fn unambiguous(part: &str) -> Cow<'_, str> {
+    if part.contains(['.', '"', '/']) || part.is_empty() {
+        Cow::Owned(format!("\"{}\"", part.replace('"', "\"\"")))
+    } else {
+        Cow::Borrowed(part)
     }
 }
 
@@ -240,8 +251,9 @@ impl fmt::Display for Place {
     }
 }
 
-/// Establishes what `text` does. Never panics. CPU-bound; the stack needed is bounded by pg_query's
-/// limit on nesting (about a hundred levels) for every text that is not refused.
+/// Establishes what `text` does. Never panics. CPU-bound, and hungry for stack: a chain of operators as
+/// long as [`LONGEST_TEXT`] allows recurses once per operator inside pg_query, so the caller's thread
+/// must have 256 MiB of (virtual) stack.
 pub fn analyse(text: &str, masks: &[MaskRule]) -> Facts {
     let statements = match parse(text) {
         Ok(tree) => statements_of(text, &tree, masks),

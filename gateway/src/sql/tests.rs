@@ -256,6 +256,10 @@ fn functions_and_settings() {
             "SELECT U&\"pg\\005fread_file\"('/etc/passwd')",
             row("pg_read_file", "", ""),
         ),
+        (
+            "SELECT \"pg_catalog.lower\"(x)",
+            row("\"pg_catalog.lower\"", "", ""),
+        ),
         ("SELECT * FROM ROWS FROM (a(), b())", row("a b", "", "")),
         (
             "SELECT count(*) FILTER (WHERE p(x)) OVER (ORDER BY q(x)) FROM t",

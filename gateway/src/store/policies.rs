@@ -18,17 +18,29 @@ pub fn load(dir: &Path) -> Result<PolicySet, Vec<PolicyError>> {
     };
     let files = policy_files(dir).map_err(|e| {
         let hint = "set policies.path in sluice.toml to a directory the gateway may read";
-        vec![error(dir, format!("the policies directory cannot be read: {e}"), hint)]
+        vec![error(
+            dir,
+            format!("the policies directory cannot be read: {e}"),
+            hint,
+        )]
     })?;
     if files.is_empty() {
         let hint = "without a policy everything is denied: copy read-only.cedar there";
-        return Err(vec![error(dir, "there is no *.cedar file in the policies directory".to_owned(), hint)]);
+        return Err(vec![error(
+            dir,
+            "there is no *.cedar file in the policies directory".to_owned(),
+            hint,
+        )]);
     }
     let (texts, errors): (Vec<_>, Vec<_>) = files
         .into_iter()
         .map(|file| match read(&file) {
             Ok(text) => Ok((file, text)),
-            Err(why) => Err(error(&file, why, "every policy file must be readable UTF-8 text of at most 1 MiB")),
+            Err(why) => Err(error(
+                &file,
+                why,
+                "every policy file must be readable UTF-8 text of at most 1 MiB",
+            )),
         })
         .partition(Result::is_ok);
     let errors: Vec<PolicyError> = errors.into_iter().filter_map(Result::err).collect();
@@ -43,7 +55,10 @@ fn policy_files(dir: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = vec![];
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "cedar") {
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "cedar")
+        {
             files.push(path);
         }
     }
@@ -70,10 +85,20 @@ mod tests {
             Ok(_) => vec![],
             Err(errors) => errors.into_iter().map(|error| error.message).collect(),
         };
-        assert_eq!(messages(load(dir.path())), ["there is no *.cedar file in the policies directory"]);
-        assert!(messages(load(&dir.path().join("none")))[0].starts_with("the policies directory cannot be read"));
+        assert_eq!(
+            messages(load(dir.path())),
+            ["there is no *.cedar file in the policies directory"]
+        );
+        assert!(
+            messages(load(&dir.path().join("none")))[0]
+                .starts_with("the policies directory cannot be read")
+        );
 
-        fs::write(dir.path().join("a.cedar"), "@id(\"a\") permit (principal, action, resource);").expect("written");
+        fs::write(
+            dir.path().join("a.cedar"),
+            "@id(\"a\") permit (principal, action, resource);",
+        )
+        .expect("written");
         fs::write(dir.path().join("README"), "not a policy").expect("written");
         assert_eq!(messages(load(dir.path())), Vec::<String>::new());
 

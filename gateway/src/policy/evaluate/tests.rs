@@ -1,6 +1,7 @@
 //! The shipped profiles against their tables of cases, and the words of denials.
 
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use serde::Deserialize;
 
@@ -27,13 +28,18 @@ struct Case {
 }
 
 fn shipped(name: &str) -> (PathBuf, String) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../policies").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../policies")
+        .join(name);
     let text = std::fs::read_to_string(&path).expect("a shipped file");
     (path, text)
 }
 
 fn parse(files: &[(&str, &str)]) -> PolicySet {
-    let files: Vec<(PathBuf, String)> = files.iter().map(|(file, text)| (file.into(), (*text).to_owned())).collect();
+    let files: Vec<(PathBuf, String)> = files
+        .iter()
+        .map(|(file, text)| (file.into(), (*text).to_owned()))
+        .collect();
     PolicySet::parse(&files).expect("valid policies")
 }
 
@@ -76,11 +82,17 @@ fn decide(policies: &PolicySet, text: &str, masks: &[MaskRule]) -> Result<Vec<St
 }
 
 fn deny(policies: &PolicySet, text: &str) -> Denial {
-    decide(policies, text, &masks(&["public.customers.card_number".to_owned()])).expect_err(text)
+    decide(
+        policies,
+        text,
+        &masks(&["public.customers.card_number".to_owned()]),
+    )
+    .expect_err(text)
 }
 
 fn check_cases(profile: &str) {
-    let policies = PolicySet::parse(&[shipped(&format!("{profile}.cedar"))]).expect("a valid profile");
+    let policies =
+        PolicySet::parse(&[shipped(&format!("{profile}.cedar"))]).expect("a valid profile");
     let (_, text) = shipped(&format!("{profile}.cases.toml"));
     let cases: Cases = toml::from_str(&text).expect("a table of cases");
     let masks = masks(&cases.masks);
@@ -89,11 +101,20 @@ fn check_cases(profile: &str) {
         let right = match (&got, &case.deny) {
             (Ok(_), None) => true,
             (Err(denial), Some(rule)) => {
-                denial.rule == *rule && case.says.as_ref().is_none_or(|says| denial.message.contains(says))
+                denial.rule == *rule
+                    && case
+                        .says
+                        .as_ref()
+                        .is_none_or(|says| denial.message.contains(says))
             }
             _ => false,
         };
-        (!right).then(|| format!("{}\n    expected {:?} {:?}\n    got      {got:?}", case.sql, case.deny, case.says))
+        (!right).then(|| {
+            format!(
+                "{}\n    expected {:?} {:?}\n    got      {got:?}",
+                case.sql, case.deny, case.says
+            )
+        })
     });
     let wrong: Vec<String> = wrong.collect();
     assert!(wrong.is_empty(), "{profile}:\n{}", wrong.join("\n"));
@@ -110,40 +131,217 @@ fn allow_all_cases() {
 }
 
 #[test]
-fn tmp_bulk() {
-    let policies = PolicySet::parse(&[shipped("read-only.cedar")]).expect("a valid profile");
-    let m = masks(&["public.customers.card_number".to_owned()]);
-    let t = std::time::Instant::now();
-    let mut n = 0;
-    for q in std::fs::read_to_string("/tmp/polpg/psql_queries.txt").unwrap().split("@@@@") {
-        n += 1;
-        if let Err(d) = decide(&policies, q, &m) { println!("PSQL {} :: {}\n   {}", d.rule, d.message, q.trim().replace('\n', " ")); }
-    }
-    println!("{n} psql queries in {:?}", t.elapsed());
-    for q in std::fs::read_to_string("/tmp/polpg/drivers.txt").unwrap_or_default().split("@@@@") {
-        if let Err(d) = decide(&policies, q, &m) { println!("DRIVER {} :: {}\n   {}", d.rule, d.message, q.trim().replace('\n', " ")); }
-    }
-    let all = PolicySet::parse(&[shipped("allow-all.cedar")]).expect("a valid profile");
-    let cm = masks(&["public.customers.ssn","public.customers.email","public.customers.card_number","public.payments.card_number","public.payments.iban","public.secrets.value"].map(str::to_owned));
-    for (file, tag) in [("benign", "BENIGN"), ("postgres", "ATTACK")] {
-        for line in std::fs::read_to_string(format!("/tmp/polpg/{file}.txt")).unwrap_or_default().lines() {
-            let v: serde_json::Value = serde_json::from_str(line).unwrap();
-            let sql = v["sql"].as_str().unwrap();
-            let id = v["id"].as_str().unwrap();
-            let sh: String = sql.chars().take(150).collect();
-            match (decide(&policies, sql, &cm), tag) {
-                (Err(d), "BENIGN") => println!("BENIGN DENIED {id} {} {} :: {sh}", d.rule, d.message),
-                (Ok(_), "ATTACK") => println!("ATTACK PASSED {id} {} :: {sh}", v["expected"]),
-                _ => {}
-            }
-            if let (Ok(_), "ATTACK") = (decide(&all, sql, &cm), tag) { println!("ALLOWALL {id} {} :: {sh}", v["expected"]) }
+fn allow_all_permits_what_cannot_be_read_where_nothing_is_masked() {
+    let policies = PolicySet::parse(&[shipped("allow-all.cedar")]).expect("a valid profile");
+    let rules = decide(&policies, "SELEC 1", &[]).expect("permitted");
+    assert_eq!(rules, ["allow-all-unknown"]);
+}
+
+#[test]
+fn unknown_is_permitted_only_by_name() {
+    let by_any = parse(&[("p", "@id(\"any\") permit (principal, action, resource);")]);
+    let denial = decide(&by_any, "SELEC 1", &[]).expect_err("not named");
+    assert_eq!(denial.rule, "sql:unknown");
+    assert!(
+        denial.message.contains("syntax error at or near \"SELEC\""),
+        "{}",
+        denial.message
+    );
+
+    let forbidden = parse(&[(
+        "p",
+        "@id(\"named\") permit (principal, action == Sluice::Action::\"sql:unknown\", resource);
+         @id(\"never\") forbid (principal, action, resource) when { context.database == \"shop\" };",
+    )]);
+    assert_eq!(
+        decide(&forbidden, "SELEC 1", &[])
+            .expect_err("forbidden")
+            .rule,
+        "never"
+    );
+}
+
+#[test]
+fn connecting() {
+    let policies = parse(&[(
+        "p",
+        "@id(\"shop-only\") permit (principal in Sluice::Group::\"analysts\", action == Sluice::Action::\"connect\", resource == Sluice::Target::\"shop\")
+         when { context.database == \"shop\" && context.user != \"postgres\" };",
+    )]);
+    let ask = |target, database, user, principal: &Principal| {
+        let operation = Operation::Connect {
+            target,
+            database,
+            user,
+        };
+        match evaluate(&policies, principal, &operation) {
+            Verdict::Allow { rule } => rule,
+            Verdict::Deny(denial) => denial.rule,
         }
+    };
+    let stranger = Principal {
+        groups: vec![],
+        ..report_bot()
+    };
+    let table = [
+        ("member", "shop", "shop", "app", report_bot(), "shop-only"),
+        (
+            "other target",
+            "vault",
+            "shop",
+            "app",
+            report_bot(),
+            "default-deny",
+        ),
+        (
+            "other database",
+            "shop",
+            "postgres",
+            "app",
+            report_bot(),
+            "default-deny",
+        ),
+        (
+            "superuser",
+            "shop",
+            "shop",
+            "postgres",
+            report_bot(),
+            "default-deny",
+        ),
+        (
+            "not in the group",
+            "shop",
+            "shop",
+            "app",
+            stranger,
+            "default-deny",
+        ),
+    ];
+    for (name, target, database, user, principal, expect) in table {
+        assert_eq!(ask(target, database, user, &principal), expect, "{name}");
     }
-    let s = analyse("SELECT id, name, card_number FROM customers WHERE id = 1", &m);
-    let t = std::time::Instant::now();
-    for _ in 0..200 { let _ = analyse("SELECT id, name, card_number FROM customers WHERE id = 1", &m); }
-    println!("analyse {:?}", t.elapsed() / 200);
-    let t = std::time::Instant::now();
-    for _ in 0..200 { let _ = evaluate(&policies, &report_bot(), &Operation::Sql { target: "shop", database: "shop", statement: &s.statements[0] }); }
-    println!("evaluate {:?}", t.elapsed() / 200);
+}
+
+#[test]
+fn tables_count_by_schema_and_target() {
+    let policies = parse(&[(
+        "p",
+        "@id(\"t\") permit (principal == Sluice::Agent::\"report-bot\", action == Sluice::Action::\"sql:select\", resource is Sluice::Table in Sluice::Target::\"shop\")
+         when { resource.schema == \"public\" && resource.name == \"orders\" };",
+    )]);
+    let table = [
+        ("SELECT * FROM orders", true),
+        ("SELECT * FROM public.orders", true),
+        ("SELECT * FROM hr.orders", false),
+        ("SELECT * FROM \"Orders\"", false),
+        ("SELECT * FROM orders, customers", false),
+        ("SELECT 1", false),
+        ("SELECT lower(name) FROM orders", false),
+    ];
+    for (text, expect) in table {
+        assert_eq!(decide(&policies, text, &[]).is_ok(), expect, "{text}");
+    }
+}
+
+#[test]
+fn every_rule_that_took_part_is_named() {
+    let policies = PolicySet::parse(&[shipped("read-only.cedar")]).expect("a valid profile");
+    let rules = decide(&policies, "SELECT lower(name) FROM customers", &[]).expect("permitted");
+    assert_eq!(rules, ["read-only-functions, read-only-tables"]);
+}
+
+#[test]
+fn denials_say_what_who_and_what_instead() {
+    let read_only = PolicySet::parse(&[shipped("read-only.cedar")]).expect("a valid profile");
+    let ends = "If the task needs more, ask an operator of this gateway to change its policies, naming the rule in DETAIL.";
+
+    let drop = deny(&read_only, "DROP TABLE customers");
+    assert_eq!(
+        drop.message,
+        "agent report-bot may not run sql:ddl on table public.customers (target shop)"
+    );
+    assert_eq!(
+        drop.detail,
+        "Denied by rule default-deny: no policy permits it."
+    );
+    assert!(
+        drop.hint
+            .starts_with("Permitted to this agent, within limits: connect, sql:close"),
+        "{}",
+        drop.hint
+    );
+    assert!(
+        drop.hint.contains("sql:read") && drop.hint.ends_with(ends),
+        "{}",
+        drop.hint
+    );
+
+    let function = deny(&read_only, "SELECT pg_sleep(1)");
+    assert!(
+        function
+            .detail
+            .contains("read-only-functions covers the action"),
+        "{}",
+        function.detail
+    );
+    assert!(
+        function
+            .hint
+            .starts_with("Only PostgreSQL's built-in functions"),
+        "{}",
+        function.hint
+    );
+
+    let mask = deny(
+        &read_only,
+        "SELECT id FROM customers WHERE card_number = 'x'",
+    );
+    assert_eq!(mask.rule, "mask:predicate");
+    assert!(
+        mask.message.contains("column card_number is masked"),
+        "{}",
+        mask.message
+    );
+    assert!(mask.hint.contains("another column"), "{}", mask.hint);
+
+    let forbidding = parse(&[(
+        "p",
+        "@id(\"all\") permit (principal, action, resource);
+         @id(\"no-ddl\") @reason(\"the schema is frozen.\") @hint(\"Wait for Monday.\")
+         forbid (principal, action == Sluice::Action::\"sql:ddl\", resource);",
+    )]);
+    let frozen = deny(&forbidding, "DROP TABLE orders");
+    assert_eq!(frozen.rule, "no-ddl");
+    assert_eq!(
+        frozen.detail,
+        "Denied by rule no-ddl: the schema is frozen."
+    );
+    assert!(frozen.hint.starts_with("Wait for Monday. ") && frozen.hint.ends_with(ends));
+
+    let nothing = parse(&[("p", "// no policy")]);
+    assert_eq!(
+        deny(&nothing, "SELECT 1").hint,
+        format!("No policy permits agent report-bot anything. {ends}")
+    );
+}
+
+/// Cedar leaves out a policy whose condition fails to evaluate; that must not open anything.
+#[test]
+fn a_policy_that_fails_denies() {
+    let policies = parse(&[(
+        "p",
+        "@id(\"all\") permit (principal, action, resource);
+         @id(\"overflow\") forbid (principal, action, resource) when { 9223372036854775807 + 1 == 0 };",
+    )]);
+    assert_eq!(deny(&policies, "SELECT 1").rule, "policy-error");
+}
+
+proptest::proptest! {
+    #[test]
+    fn any_text_is_decided(text in ".{0,60}") {
+        static READ_ONLY: LazyLock<PolicySet> =
+            LazyLock::new(|| PolicySet::parse(&[shipped("read-only.cedar")]).expect("a valid profile"));
+        let _ = decide(&READ_ONLY, &text, &masks(&["public.customers.card_number".to_owned()]));
+    }
 }

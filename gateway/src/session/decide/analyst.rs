@@ -90,18 +90,16 @@ fn work(jobs: &Mutex<mpsc::Receiver<Job>>) {
 fn analyse(text: &str, masks: &[MaskRule]) -> Analysed {
     let facts = sql::analyse(text, masks);
     let evidence = sql::evidence_text(text, &facts, masks);
-    let shown = match &facts.statements[..] {
-        [_] => vec![evidence.clone()],
-        several => several
-            .iter()
-            .map(|statement| {
-                let alone = Facts {
-                    statements: vec![statement.clone()],
-                };
-                sql::evidence_text(&statement.text, &alone, masks)
-            })
-            .collect(),
-    };
+    let shown = facts
+        .statements
+        .iter()
+        .map(|statement| {
+            let alone = Facts {
+                statements: vec![statement.clone()],
+            };
+            sql::evidence_text(&statement.text, &alone, masks)
+        })
+        .collect();
     Analysed {
         facts,
         evidence,

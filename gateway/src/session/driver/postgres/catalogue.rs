@@ -4,7 +4,7 @@
 //! Asked over a connection of the gateway's own, and asked again when the answer is older than
 //! [`FRESH`] or a statement changed the schema. When it cannot be had, statements are refused.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +25,7 @@ const FRESH: Duration = Duration::from_secs(5);
 pub struct Catalogue {
     columns: HashMap<(u32, i16), MaskedColumn>,
     derived: Derived,
+    tables: BTreeSet<String>,
     masks: bool,
 }
 
@@ -39,6 +40,15 @@ impl Catalogue {
 
     pub fn derived(&self) -> &Derived {
         &self.derived
+    }
+
+    /// Whether a table of this name, in whatever schema, has masked columns.
+    pub fn is_masked_table(&self, name: &[u8]) -> bool {
+        self.tables.iter().any(|table| table.as_bytes() == name)
+            || self
+                .derived
+                .iter()
+                .any(|table| table.name.as_bytes() == name)
     }
 
     /// Whether the target has masks at all.
@@ -190,6 +200,7 @@ fn literal(text: &str) -> String {
 fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, CatalogueError> {
     let mut catalogue = Catalogue {
         masks: true,
+        tables: masks.iter().map(|mask| mask.table.clone()).collect(),
         ..Catalogue::default()
     };
     for row in rows {

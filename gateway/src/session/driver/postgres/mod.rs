@@ -51,7 +51,11 @@ pub async fn refuse(mut socket: TcpStream, denial: &Denial) {
     let mut buffer = BytesMut::new();
     match greet(&mut socket, &mut buffer).await {
         Ok(Greeting::Session(_)) | Err(_) => {
-            greeting::refuse(socket, &fatal(denial, "28000")).await;
+            let sqlstate = match denial.rule.as_str() {
+                "sessions:full" => "53300",
+                _ => "28000",
+            };
+            greeting::refuse(socket, &fatal(denial, sqlstate)).await;
         }
         Ok(Greeting::Cancel { .. } | Greeting::Nothing) => {}
     }

@@ -248,38 +248,39 @@ impl Conversation {
                 denial,
                 ends_with_ready,
             }) if ordinary => {
-                let denial = denial.clone();
-                self.failed |= !*ends_with_ready;
+                let (denial, ends_with_ready) = (denial.clone(), *ends_with_ready);
+                if !ends_with_ready {
+                    self.skip_to_sync();
+                }
                 delivery.own(|out| encode::error_response(out, &refusal(&denial)));
                 return Ok(());
             }
             Some(Pending::Query { operations, .. }) => {
                 let mut operations = std::mem::take(operations).into_iter();
-                done.extend(
-                    operations
-                        .next()
-                        .map(|it| it.done(StatementOutcome::Error, Some(sqlstate), None)),
-                );
+                let failed = operations.next();
+                done.extend(failed.map(|it| it.failed(sqlstate)));
                 done.extend(operations.map(|it| it.done(StatementOutcome::Skipped, None, None)));
             }
             Some(Pending::Execute { operation, .. }) => {
-                done.extend(
-                    operation
-                        .take()
-                        .map(|it| it.done(StatementOutcome::Error, Some(sqlstate), None)),
-                );
-                self.failed = true;
+                done.extend(operation.take().map(|it| it.failed(sqlstate)));
+                self.skip_to_sync();
             }
             // The end of a transaction failed; ReadyForQuery follows at once.
             Some(Pending::Sync) | None => {}
-            Some(Pending::OwnDescribe { binary }) => {
-                // Whoever holds an Execute back may let it go: the server will skip it.
-                *binary = None;
-                self.failed = true;
-            }
-            Some(_) => self.failed = true,
+            Some(_) => self.skip_to_sync(),
         }
         self.error_text(message, delivery)
+    }
+
+    /// The server answers nothing more before the next Sync. Whoever holds an Execute back for columns
+    /// it will not be told must let it go, or that Sync would never be sent.
+    fn skip_to_sync(&mut self) {
+        self.failed = true;
+        for pending in &mut self.pending {
+            if let Pending::OwnDescribe { binary } = pending {
+                *binary = None;
+            }
+        }
     }
 
     fn error_text(
@@ -300,7 +301,10 @@ impl Conversation {
             Some(Pending::Parse { allowed, .. }) => allowed.sensitive(),
             _ => true,
         };
-        delivery.error(message, sensitive)
+        let of_masked_table = backend::error_fields(message)?
+            .iter()
+            .any(|(code, table)| *code == b't' && self.catalogue.is_masked_table(table));
+        delivery.error(message, sensitive || of_masked_table)
     }
 
     /// ReadyForQuery: a simple query, or everything up to a Sync, is over.

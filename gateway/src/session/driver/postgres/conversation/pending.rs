@@ -73,6 +73,10 @@ impl Operation {
         }
     }
 
+    pub(super) fn failed(self, sqlstate: String) -> Outcome {
+        self.done(StatementOutcome::Error, Some(sqlstate), None)
+    }
+
     pub(super) fn done(
         self,
         outcome: StatementOutcome,

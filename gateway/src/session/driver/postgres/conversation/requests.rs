@@ -73,12 +73,12 @@ impl Conversation {
     /// The gateway asks for a portal's columns. With `wait`, the answer names a masked column in
     /// binary, if there is one; it is dropped when the server never got to it.
     pub fn own_describe(&mut self, wait: bool) -> Option<oneshot::Receiver<Option<String>>> {
-        let (sender, receiver) = match wait {
-            true => {
-                let (sender, receiver) = oneshot::channel();
-                (Some(sender), Some(receiver))
-            }
-            false => (None, None),
+        // A server that is skipping to the next Sync would not answer.
+        let (sender, receiver) = if wait && !self.failed {
+            let (sender, receiver) = oneshot::channel();
+            (Some(sender), Some(receiver))
+        } else {
+            (None, None)
         };
         self.pending
             .push_back(Pending::OwnDescribe { binary: sender });

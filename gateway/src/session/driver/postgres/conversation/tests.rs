@@ -322,6 +322,21 @@ fn a_wait_for_columns_ends_when_the_server_skips() {
     assert!(waiting.try_recv().is_err());
 }
 
+/// asyncpg's `SELECT 1 / 0` fails at Bind, while its Execute is held back behind it: the Sync that ends
+/// the error would never be sent.
+#[test]
+fn a_wait_for_columns_ends_when_the_bind_fails() {
+    let mut it = conversation();
+    it.bind(b"", b"s", 0, true);
+    let mut waiting = it.own_describe(true).expect("waits");
+    check(&mut it, &[error("22012")], "E", &[]);
+    assert!(waiting.try_recv().is_err());
+    assert!(it.own_describe(true).is_none());
+    it.sync();
+    check(&mut it, &[ready(b'I')], "Z", &[]);
+    assert_eq!(it.in_flight(), 0);
+}
+
 #[test]
 fn notices_notifications_and_parameters_come_at_any_time() {
     let mut it = conversation();
