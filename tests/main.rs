@@ -10,6 +10,7 @@ mod denials;
 mod evidence;
 mod gateway_killed;
 mod hostile_bytes;
+mod intercept;
 mod interception;
 mod masks;
 mod secrets;

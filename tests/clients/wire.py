@@ -129,6 +129,13 @@ STEPS = {
     + execute("")
     + SYNC,
     "pipeline: flush": parse("", "SELECT 7") + bind("", "") + execute("") + FLUSH + SYNC,
+    # What asyncpg does; 1 / 0 fails when it is planned, which is at Bind.
+    "asked first: prepared": parse("asked", "SELECT 1 / 0") + describe(b"S", "asked") + FLUSH,
+    "asked first: fails at bind": bind("", "asked", (), (1,)) + execute("") + SYNC,
+    "asked first: the portal fails later": parse("", "SELECT 1 / (n - 3) FROM generate_series(1, 5) AS n")
+    + bind("", "", (), (1,))
+    + execute("")
+    + SYNC,
     "an unknown statement": bind("", "never_made") + execute("") + SYNC,
 }
 
@@ -154,11 +161,11 @@ class Connection:
                 raise SystemExit("the connection was closed")
             self.buffer += data
 
-    def answer(self, ready=1):
+    def answer(self, count=1, last=b"Z"):
         messages = []
-        while ready:
+        while count:
             messages.append(self.message())
-            ready -= messages[-1][:1] == b"Z"
+            count -= messages[-1][:1] == last
         return messages
 
 
@@ -173,7 +180,9 @@ def main():
             print("greeting", greeting.hex())
     for name, step in STEPS.items():
         connection.send(step)
-        for part in connection.answer(ready=max(1, step.count(SYNC))):
+        # A Flush alone is answered up to the columns that were asked for, and without ReadyForQuery.
+        last = b"T" if step.endswith(FLUSH) else b"Z"
+        for part in connection.answer(max(1, step.count(SYNC)), last):
             print(name, part.hex())
     connection.send(message(b"X"))
 

@@ -177,12 +177,12 @@ fn bpf_load() -> Result<String, String> {
 
 fn bpffs() -> Result<String, String> {
     let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mounted = mounts.lines().filter_map(|line| {
+    let mut mounted = mounts.lines().filter_map(|line| {
         line.split(' ')
             .nth(1)
             .filter(|_| line.split(' ').nth(2) == Some("bpf"))
     });
-    match mounted.last() {
+    match mounted.next_back() {
         Some(place) => Ok(place.to_string()),
         None => Err("not mounted".into()),
     }

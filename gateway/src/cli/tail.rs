@@ -86,17 +86,19 @@ fn tail(args: &Args, globals: &Globals) -> Result<ExitCode> {
     for text in last {
         writeln!(out, "{text}")?;
     }
-    while args.follow {
-        out.flush()?;
+    out.flush()?;
+    if !args.follow {
+        return Ok(ExitCode::SUCCESS);
+    }
+    loop {
         std::thread::sleep(POLL);
         while let Some(line) = reader.next_line()? {
             if let Some(text) = setter.set(line) {
                 writeln!(out, "{text}")?;
             }
         }
+        out.flush()?;
     }
-    out.flush()?;
-    Ok(ExitCode::SUCCESS)
 }
 
 /// Chooses lines of the log and sets them for reading.

@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs;
 use std::io;
-use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,66 +19,12 @@ const MAX_CGROUPS: usize = 65_536;
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
-    #[error(
-        "no cgroup v2 filesystem is mounted; mount one with: mount -t cgroup2 none /sys/fs/cgroup"
-    )]
-    NotMounted,
     #[error("{}: {error}", path.display())]
     Unreadable { path: PathBuf, error: io::Error },
     #[error("the cgroup with id {0} is not below the agents' cgroup, or no longer exists")]
     Unknown(u64),
     #[error("there are more than {MAX_CGROUPS} cgroups below {}", .0.display())]
     TooMany(PathBuf),
-}
-
-/// Where the cgroup v2 hierarchy is mounted: `/sys/fs/cgroup`, or next to the v1 controllers on hybrid hosts.
-pub fn cgroup2_mount() -> Result<PathBuf, CgroupError> {
-    let path = PathBuf::from("/proc/self/mountinfo");
-    let text = fs::read(&path).map_err(|error| CgroupError::Unreadable { path, error })?;
-    find_mount(&String::from_utf8_lossy(&text)).ok_or(CgroupError::NotMounted)
-}
-
-/// Picks the mount of the whole hierarchy; where several show it, the one with the shortest path.
-fn find_mount(mountinfo: &str) -> Option<PathBuf> {
-    let whole = |root: &str| root == "/";
-    mountinfo
-        .lines()
-        .filter_map(parse_cgroup2)
-        .min_by_key(|(root, path)| (!whole(root), path.as_os_str().len()))
-        .map(|(_, path)| path)
-}
-
-/// Root and mount point of a line of mountinfo (proc_pid_mountinfo(5)) that is a cgroup2.
-fn parse_cgroup2(line: &str) -> Option<(&str, PathBuf)> {
-    let (mount, filesystem) = line.split_once(" - ")?;
-    if filesystem.split(' ').next()? != "cgroup2" {
-        return None;
-    }
-    let mut fields = mount.split(' ').skip(3);
-    let root = fields.next()?;
-    Some((root, unescape(fields.next()?)))
-}
-
-/// Blanks and backslashes in mount points are written as three octal digits.
-fn unescape(field: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(field.len());
-    let mut rest = field.as_bytes();
-    while let [first, tail @ ..] = rest {
-        let octal = tail
-            .get(..3)
-            .and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if *first == b'\\' => {
-                bytes.push(byte);
-                rest = &tail[3..];
-            }
-            _ => {
-                bytes.push(*first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 /// Where a flow comes from.
@@ -216,49 +161,6 @@ mod tests {
         })
     }
 
-    #[test]
-    fn mounts() {
-        let v1 = "36 31 0:33 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids\n";
-        let hybrid = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
-        let pure = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
-        let part = "50 23 0:26 /a /b rw - cgroup2 cgroup2 rw\n";
-        let blank = "50 23 0:26 / /my\\040cgroups\\134x rw master:1 shared:2 - cgroup2 none rw\n";
-        for (name, text, expected) in [
-            ("pure", pure.to_owned(), Some("/sys/fs/cgroup")),
-            (
-                "hybrid",
-                format!("{v1}{hybrid}"),
-                Some("/sys/fs/cgroup/unified"),
-            ),
-            (
-                "both, the shorter path",
-                format!("{hybrid}{pure}"),
-                Some("/sys/fs/cgroup"),
-            ),
-            (
-                "the whole before a part",
-                format!("{part}{hybrid}"),
-                Some("/sys/fs/cgroup/unified"),
-            ),
-            ("only a part", part.to_owned(), Some("/b")),
-            ("escapes", blank.to_owned(), Some("/my cgroups\\x")),
-            ("v1 only", v1.to_owned(), None),
-            (
-                "a path that looks like it",
-                v1.replace("pids rw", "cgroup2 rw"),
-                None,
-            ),
-            ("empty", String::new(), None),
-            ("garbage", "x - cgroup2\n - cgroup2 x\n".to_owned(), None),
-        ] {
-            assert_eq!(
-                find_mount(&text).as_deref(),
-                expected.map(Path::new),
-                "{name}"
-            );
-        }
-    }
-
     /// A directory stands for a cgroup: both are an inode with children.
     #[test]
     fn agents_by_nearest_cgroup() {
@@ -335,7 +237,7 @@ mod tests {
     /// Needs root, as everything that makes cgroups does; without it the test fails.
     #[test]
     fn real_cgroups() {
-        let mount = cgroup2_mount().unwrap();
+        let mount = crate::intercept::cgroup::cgroup2_mount().unwrap();
         let root = format!("sluice-test-{}.slice", std::process::id());
         let removed_at_end = Cgroup::create(mount.join(&root));
         let bot = Cgroup::create(mount.join(&root).join("bot"));

@@ -5,17 +5,18 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::InterceptError;
 use crate::config;
 
-/// Where cgroup v2 is mounted.
+/// Where the cgroup v2 hierarchy is mounted: `/sys/fs/cgroup`, or next to the v1 controllers on hybrid hosts.
 pub fn cgroup2_mount() -> Result<PathBuf, InterceptError> {
-    let path = Path::new("/proc/self/mountinfo");
-    let text = fs::read_to_string(path).map_err(|error| InterceptError::file(path, error))?;
-    find_cgroup2(&text).ok_or(InterceptError::NoCgroup2)
+    let path = PathBuf::from("/proc/self/mountinfo");
+    let text = fs::read(&path).map_err(|error| InterceptError::file(&path, error))?;
+    find_mount(&String::from_utf8_lossy(&text)).ok_or(InterceptError::NoCgroup2)
 }
 
 /// Moves this process below the gateway's cgroup. Call it before the listeners are made: a socket carries
@@ -63,45 +64,47 @@ pub fn remove_if_empty(cgroup: &Path) {
     let _ = fs::remove_dir(cgroup);
 }
 
-/// The mount whose root is the hierarchy's (or, in a container, the one that is there).
-fn find_cgroup2(mountinfo: &str) -> Option<PathBuf> {
-    let mounts: Vec<(&str, PathBuf)> = mountinfo.lines().filter_map(parse_cgroup2).collect();
-    let whole = mounts.iter().find(|(root, _)| *root == "/");
-    whole.or(mounts.first()).map(|(_, mount)| mount.clone())
+/// Picks the mount of the whole hierarchy; where several show it, the one with the shortest path.
+fn find_mount(mountinfo: &str) -> Option<PathBuf> {
+    let whole = |root: &str| root == "/";
+    mountinfo
+        .lines()
+        .filter_map(parse_cgroup2)
+        .min_by_key(|(root, path)| (!whole(root), path.as_os_str().len()))
+        .map(|(_, path)| path)
 }
 
-/// `36 35 0:29 ROOT MOUNT_POINT OPTIONS … - FSTYPE SOURCE SUPER_OPTIONS`, see proc_pid_mountinfo(5).
+/// Root and mount point of a line of mountinfo (proc_pid_mountinfo(5)) that is a cgroup2.
 fn parse_cgroup2(line: &str) -> Option<(&str, PathBuf)> {
-    let (mount, file_system) = line.split_once(" - ")?;
-    if file_system.split(' ').next()? != "cgroup2" {
+    let (mount, filesystem) = line.split_once(" - ")?;
+    if filesystem.split(' ').next()? != "cgroup2" {
         return None;
     }
     let mut fields = mount.split(' ').skip(3);
-    Some((fields.next()?, PathBuf::from(unescape(fields.next()?))))
+    let root = fields.next()?;
+    Some((root, unescape(fields.next()?)))
 }
 
-/// Blanks in paths are octal: `\040`.
-fn unescape(field: &str) -> String {
-    let mut text = String::with_capacity(field.len());
-    let mut rest = field;
-    while let Some((before, after)) = rest.split_once('\\') {
-        text.push_str(before);
-        match after
+/// Blanks and backslashes in mount points are written as three octal digits.
+fn unescape(field: &str) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field.as_bytes();
+    while let [first, tail @ ..] = rest {
+        let octal = tail
             .get(..3)
-            .and_then(|octal| u8::from_str_radix(octal, 8).ok())
-        {
-            Some(byte) => {
-                text.push(char::from(byte));
-                rest = after.get(3..).unwrap_or_default();
+            .and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if *first == b'\\' => {
+                bytes.push(byte);
+                rest = &tail[3..];
             }
-            None => {
-                text.push('\\');
-                rest = after;
+            _ => {
+                bytes.push(*first);
+                rest = tail;
             }
         }
     }
-    text.push_str(rest);
-    text
+    PathBuf::from(std::ffi::OsString::from_vec(bytes))
 }
 
 #[cfg(test)]
@@ -109,38 +112,43 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_the_version_2_mount() {
-        const V1: &str =
-            "30 25 0:26 / /sys/fs/cgroup/cpu rw,nosuid shared:9 - cgroup cgroup rw,cpu";
-        const PURE: &str = "29 22 0:26 / /sys/fs/cgroup rw,nosuid,nodev,noexec,relatime shared:4 - cgroup2 cgroup2 rw,nsdelegate";
-        const HYBRID: &str = "41 25 0:35 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw";
-        const BIND: &str = "90 25 0:26 /agents.slice /mnt/agents rw - cgroup2 cgroup2 rw";
-        const SPACED: &str = r"91 25 0:26 / /mnt/control\040groups rw - cgroup2 cgroup2 rw";
-        let rows = [
-            ("pure", vec![PURE], Some("/sys/fs/cgroup")),
-            ("hybrid", vec![V1, HYBRID], Some("/sys/fs/cgroup/unified")),
+    fn mounts() {
+        let v1 = "36 31 0:33 / /sys/fs/cgroup/pids rw,relatime - cgroup cgroup rw,pids\n";
+        let hybrid = "41 31 0:38 / /sys/fs/cgroup/unified rw,relatime - cgroup2 cgroup2 rw\n";
+        let pure = "30 23 0:26 / /sys/fs/cgroup rw shared:4 - cgroup2 cgroup2 rw,nsdelegate\n";
+        let part = "50 23 0:26 /a /b rw - cgroup2 cgroup2 rw\n";
+        let blank = "50 23 0:26 / /my\\040cgroups\\134x rw master:1 shared:2 - cgroup2 none rw\n";
+        for (name, text, expected) in [
+            ("pure", pure.to_owned(), Some("/sys/fs/cgroup")),
             (
-                "a bind mount of a part comes first",
-                vec![BIND, PURE],
+                "hybrid",
+                format!("{v1}{hybrid}"),
+                Some("/sys/fs/cgroup/unified"),
+            ),
+            (
+                "both, the shorter path",
+                format!("{hybrid}{pure}"),
                 Some("/sys/fs/cgroup"),
             ),
             (
-                "only a part, as in a container",
-                vec![V1, BIND],
-                Some("/mnt/agents"),
+                "the whole before a part",
+                format!("{part}{hybrid}"),
+                Some("/sys/fs/cgroup/unified"),
             ),
+            ("only a part", part.to_owned(), Some("/b")),
+            ("escapes", blank.to_owned(), Some("/my cgroups\\x")),
+            ("v1 only", v1.to_owned(), None),
             (
-                "a blank in the path",
-                vec![SPACED],
-                Some("/mnt/control groups"),
+                "a path that looks like it",
+                v1.replace("pids rw", "cgroup2 rw"),
+                None,
             ),
-            ("version 1 alone", vec![V1], None),
-            ("nothing", vec![], None),
-        ];
-        for (name, lines, expected) in rows {
+            ("empty", String::new(), None),
+            ("garbage", "x - cgroup2\n - cgroup2 x\n".to_owned(), None),
+        ] {
             assert_eq!(
-                find_cgroup2(&lines.join("\n")),
-                expected.map(PathBuf::from),
+                find_mount(&text).as_deref(),
+                expected.map(Path::new),
                 "{name}"
             );
         }

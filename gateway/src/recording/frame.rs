@@ -436,7 +436,8 @@ pub(crate) mod tests {
             frames_before(usize::MAX, &[]) + header(&json!({"session": "s"})).unwrap().len();
         let end = whole.len() - HEAD - 8;
         let damaged = |ending: &Ending| matches!(ending, Ending::Damaged(_));
-        let table: &[(&str, Vec<u8>, &dyn Fn(&Ending) -> bool)] = &[
+        type Row<'a> = (&'a str, Vec<u8>, &'a dyn Fn(&Ending) -> bool);
+        let table: &[Row<'_>] = &[
             ("whole", whole.clone(), &|e| *e == Ending::Finished),
             ("empty file", vec![], &|e| {
                 *e == Ending::Torn {

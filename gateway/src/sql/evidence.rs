@@ -217,11 +217,9 @@ fn push_without_cards(run: &str, out: &mut String) {
 
 /// The length in bytes of the longest card number that starts here.
 fn card_at_start(run: &str) -> Option<usize> {
-    let ends = run
-        .match_indices([' ', '-'])
-        .map(|(at, _)| at)
-        .chain([run.len()]);
-    ends.filter(|end| is_card(&run[..*end])).last()
+    let shorter = run.rmatch_indices([' ', '-']).map(|(at, _)| at);
+    let mut ends = std::iter::once(run.len()).chain(shorter);
+    ends.find(|end| is_card(&run[..*end]))
 }
 
 fn is_card(text: &str) -> bool {

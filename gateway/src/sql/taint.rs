@@ -382,7 +382,7 @@ impl<'m> Walk<'m> {
         sources.extend(self.sources_of(it.source_relation.as_deref()));
         self.scopes.push(sources);
         if let Some(source) = it.source_relation.as_deref().and_then(inner) {
-            self.from_item(source);
+            self.source(source);
         }
         self.at(Place::Predicate, |walk| walk.one(&it.join_condition));
         for clause in it.merge_when_clauses.iter().filter_map(inner) {
@@ -427,10 +427,10 @@ impl<'m> Walk<'m> {
         items
             .iter()
             .filter_map(inner)
-            .for_each(|item| self.from_item(item));
+            .for_each(|item| self.source(item));
     }
 
-    fn from_item(&mut self, item: Ref<'_>) {
+    fn source(&mut self, item: Ref<'_>) {
         match item {
             Ref::RangeVar(it) => {
                 if let (Some(column), true) = (
@@ -444,7 +444,7 @@ impl<'m> Walk<'m> {
             Ref::RangeSubselect(it) => self.inside(it.subquery.as_deref(), Place::Subselect),
             Ref::RangeTableSample(it) => {
                 if let Some(table) = it.relation.as_deref().and_then(inner) {
-                    self.from_item(table);
+                    self.source(table);
                 }
                 self.at(Place::Expression, |walk| {
                     walk.each(&it.args);
@@ -475,7 +475,7 @@ impl<'m> Walk<'m> {
             }
         }
         for side in sides.into_iter().flatten().filter_map(inner) {
-            self.from_item(side);
+            self.source(side);
         }
         self.at(Place::Join, |walk| walk.one(&it.quals));
     }

@@ -61,6 +61,7 @@ macro_rules! nodes {
     ) => {
         /// A reference to any node of the tree.
         #[derive(Debug, Clone, Copy)]
+        #[expect(clippy::enum_variant_names, reason = "the names are the grammar's")]
         pub(super) enum Ref<'a> {
             $($variant(&'a pb::$kind),)*
             $($late(#[expect(dead_code, reason = "only its name is of use")] &'a pb::$late_kind),)*

@@ -301,7 +301,8 @@ mod tests {
 
     #[test]
     fn tables_are_set_under_their_label() {
-        let table: &[(&str, Vec<(&'static str, Body)>, &str)] = &[
+        type Row<'a> = (&'a str, Vec<(&'static str, Body)>, &'a str);
+        let table: &[Row<'_>] = &[
             (
                 "no rows",
                 vec![columns(&["a", "b"]), done("SELECT 0")],

@@ -221,7 +221,7 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
                     key,
                     MaskedColumn {
                         name: format!("{}.{}.{}", mask.schema, mask.table, mask.column),
-                        transform: mask.transform.clone(),
+                        transform: mask.transform,
                         text_like: text_like == "t",
                     },
                 );

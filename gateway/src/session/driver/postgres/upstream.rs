@@ -373,8 +373,8 @@ pub async fn cancel(dial: &Dial, pid: u32, key: &[u8]) -> Result<(), UpstreamErr
         encode::cancel_request(&mut out, pid, key);
         connection.writer.write_all(&out).await?;
         connection.writer.flush().await?;
-        let mut rest = [0; 1];
-        connection.reader.read(&mut rest).await?;
+        // The server closes when it has signalled the backend; it never answers.
+        connection.reader.read_buf(&mut connection.buffer).await?;
         Ok(())
     };
     within(watch::DIAL, "a cancel request", work).await?;
