@@ -13,6 +13,7 @@ mod hostile_bytes;
 mod intercept;
 mod interception;
 mod masks;
+mod masks_and_schema;
 mod secrets;
 mod tokens;
 mod unmodified_clients;

@@ -6,7 +6,7 @@
 use bytes::{Bytes, BytesMut};
 
 use crate::policy::masking::Transform;
-use crate::protocol::postgres::backend::{self, RowDescription};
+use crate::protocol::postgres::backend::{self, Field, RowDescription};
 use crate::protocol::postgres::{Message, ProtocolError, encode};
 use crate::sql;
 
@@ -38,17 +38,17 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// `masked` finds the rule for (table OID, attribute number).
+    /// `masked` finds the rule for a column.
     pub fn new(
         description: &RowDescription,
-        masked: impl Fn(u32, i16) -> Option<MaskedColumn>,
+        masked: impl Fn(&Field) -> Option<MaskedColumn>,
     ) -> Self {
         let mut plan = Plan {
             width: description.fields.len(),
             ..Plan::default()
         };
         for (index, field) in description.fields.iter().enumerate() {
-            let Some(column) = masked(field.table_oid, field.attribute) else {
+            let Some(column) = masked(field) else {
                 continue;
             };
             if field.format != 0 {

@@ -11,7 +11,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::Mutex;
 
 use super::upstream::{self, Connection, Dial};
-use crate::policy::masking::MaskRule;
+use crate::policy::masking::{MaskRule, Transform};
+use crate::protocol::postgres::backend::Field;
 use crate::session::decide::Derived;
 use crate::session::mask::MaskedColumn;
 use crate::sql::Table;
@@ -26,16 +27,43 @@ pub struct Catalogue {
     columns: HashMap<(u32, i16), MaskedColumn>,
     derived: Derived,
     tables: BTreeSet<String>,
+    /// The newest relation when this was asked. OIDs are handed out in order, so a greater one belongs
+    /// to a relation this catalogue knows nothing about.
+    newest: u32,
+    /// The rules by column name, for tables no catalogue can tell about yet.
+    by_name: HashMap<String, Transform>,
     masks: bool,
 }
 
 impl Catalogue {
-    pub fn masked(&self, table: u32, attribute: i16) -> Option<MaskedColumn> {
-        match table {
-            // An expression has no origin; statement analysis refuses those over masked columns.
-            0 => None,
-            _ => self.columns.get(&(table, attribute)).cloned(),
+    /// How a result column is masked, if it is.
+    pub fn masked(&self, field: &Field) -> Option<MaskedColumn> {
+        // An expression has no origin; statement analysis refuses those over masked columns.
+        if field.table_oid == 0 {
+            return None;
         }
+        if self.is_unknown(field.table_oid) {
+            return self.masked_by_name(field);
+        }
+        self.columns
+            .get(&(field.table_oid, field.attribute))
+            .cloned()
+    }
+
+    /// A table of a transaction that is still open, seen by its own session alone.
+    fn masked_by_name(&self, field: &Field) -> Option<MaskedColumn> {
+        let name = String::from_utf8_lossy(&field.name).to_lowercase();
+        let transform = *self.by_name.get(&name)?;
+        Some(MaskedColumn {
+            name,
+            transform,
+            text_like: false,
+        })
+    }
+
+    /// Whether the table came into being after this catalogue was read.
+    pub fn is_unknown(&self, table: u32) -> bool {
+        self.masks && table > self.newest
     }
 
     pub fn derived(&self) -> &Derived {
@@ -106,6 +134,12 @@ impl Catalogues {
         self.state.lock().await.known = None;
     }
 
+    /// The catalogue as it is now.
+    pub async fn renewed(&self) -> Result<Arc<Catalogue>, CatalogueError> {
+        self.stale().await;
+        self.current().await
+    }
+
     async fn ask(
         &self,
         state: &mut State,
@@ -129,7 +163,7 @@ impl Catalogues {
     }
 }
 
-/// One result set of two kinds of rows: `c, oid, attnum, text-like, rule` for every masked column (of
+/// One result set of three kinds of rows: `n, oid` of the newest relation, `c, oid, attnum, text-like, rule` for every masked column (of
 /// the tables named and of what inherits from them), `d, schema, name` for every relation below them.
 /// Every view over a masked table counts, whichever columns it shows: a whole-row reference in its
 /// definition leaves no trace of the columns in `pg_depend`.
@@ -184,6 +218,8 @@ fn question(masks: &[MaskRule]) -> String {
                 CASE WHEN t.typcategory = 'S' THEN 't' ELSE 'f' END, masked.number::pg_catalog.text
          FROM masked JOIN pg_catalog.pg_type t ON t.oid = masked.atttypid
          UNION ALL
+         SELECT 'n', pg_catalog.max(oid)::pg_catalog.text, '', '', '' FROM pg_catalog.pg_class
+         UNION ALL
          SELECT 'd', n.nspname, c.relname, '', ''
          FROM (SELECT oid FROM seen UNION SELECT oid FROM child WHERE oid NOT IN (SELECT oid FROM base)) AS below
          JOIN pg_catalog.pg_class c ON c.oid = below.oid
@@ -201,6 +237,10 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
     let mut catalogue = Catalogue {
         masks: true,
         tables: masks.iter().map(|mask| mask.table.clone()).collect(),
+        by_name: masks
+            .iter()
+            .map(|mask| (mask.column.to_lowercase(), mask.transform))
+            .collect(),
         ..Catalogue::default()
     };
     for row in rows {
@@ -225,6 +265,9 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
                         text_like: text_like == "t",
                     },
                 );
+            }
+            ["n", newest, _, _, _] => {
+                catalogue.newest = newest.parse().map_err(|_| unreadable())?;
             }
             ["d", schema, name, _, _] => {
                 catalogue.derived.insert(Table {

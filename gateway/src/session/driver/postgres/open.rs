@@ -83,7 +83,8 @@ impl Open {
                     &mut writer,
                     buffer,
                 );
-                let responses = relay::responses(&shared, &mut reader, agent_writer, early);
+                let responses =
+                    relay::responses(&shared, &catalogues, &mut reader, agent_writer, early);
                 tokio::pin!(requests, responses);
                 tokio::select! {
                     said = &mut requests => {

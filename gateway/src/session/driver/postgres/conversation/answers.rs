@@ -6,7 +6,7 @@ use super::Conversation;
 use super::pending::Pending;
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
-use crate::protocol::postgres::backend::{self, RowDescription};
+use crate::protocol::postgres::backend::{self, Field, RowDescription};
 use crate::protocol::postgres::encode::{ErrorText, Severity};
 use crate::protocol::postgres::{Message, ProtocolError, encode};
 use crate::session::mask::{Delivery, Plan};
@@ -63,6 +63,17 @@ impl Conversation {
             _ => return Err(out_of_step(message)),
         }
         Ok(())
+    }
+
+    /// Whether a message describes columns of a table that is younger than the catalogue: masks cannot
+    /// be planned before it is renewed.
+    pub fn outdates_catalogue(&self, message: &Message) -> Result<bool, ProtocolError> {
+        if message.tag() != b'T' || !self.catalogue.masks_anything() {
+            return Ok(false);
+        }
+        let description = RowDescription::parse(message)?;
+        let mut origins = description.fields.iter().map(|field| field.table_oid);
+        Ok(origins.any(|table| self.catalogue.is_unknown(table)))
     }
 
     /// The session is over: whatever was still running has no known end.
@@ -152,9 +163,8 @@ impl Conversation {
 
     fn plan_of(&self, message: &Message) -> Result<Arc<Plan>, ProtocolError> {
         let description = RowDescription::parse(message)?;
-        Ok(Arc::new(Plan::new(&description, |table, attribute| {
-            self.catalogue.masked(table, attribute)
-        })))
+        let masked = |field: &Field| self.catalogue.masked(field);
+        Ok(Arc::new(Plan::new(&description, masked)))
     }
 
     /// A DataRow, or a piece of COPY output.

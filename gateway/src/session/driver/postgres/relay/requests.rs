@@ -11,7 +11,7 @@ use crate::policy::Denial;
 use crate::protocol::postgres::frontend::{Bind, Frontend};
 use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
 use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
-use crate::session::driver::postgres::catalogue::Catalogues;
+use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
 use crate::session::driver::postgres::conversation::MAX_IN_FLIGHT;
 use crate::session::forward::forward;
 
@@ -203,11 +203,9 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     async fn execute(&mut self, message: &Message, portal: &[u8]) -> Result<(), RelayError> {
-        let (execution, masks) = {
-            let conversation = self.session.conversation();
-            let masks = conversation.catalogue().masks_anything();
-            (conversation.execution(portal), masks)
-        };
+        let catalogue = self.catalogue().await?;
+        let masks = catalogue.masks_anything();
+        let execution = self.session.conversation().execution(portal);
         if masks && let Some(column) = self.describe(portal, execution.binary).await? {
             let denied = binary_masked(&execution.allowed, &column);
             self.deny(&denied, false)?;
@@ -268,11 +266,18 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         Ok(())
     }
 
-    async fn rule(&self, text: &[u8]) -> Result<Ruling, RelayError> {
+    /// The catalogue as it is now: a prepared statement is read anew by the server when its tables
+    /// change, so an Execute needs it as much as a new text does.
+    async fn catalogue(&self) -> Result<Arc<Catalogue>, RelayError> {
         let catalogue = self.catalogues.current().await?;
         self.session
             .conversation()
             .update_catalogue(Arc::clone(&catalogue));
+        Ok(catalogue)
+    }
+
+    async fn rule(&self, text: &[u8]) -> Result<Ruling, RelayError> {
+        let catalogue = self.catalogue().await?;
         let ruling = self.judge.sql(text, catalogue.derived()).await;
         if let Ruling::Allowed(allowed) = &ruling
             && changes_schema(allowed)

@@ -4,13 +4,16 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use super::{READ, RelayError, Session};
-use crate::protocol::postgres::{Sender, decode};
+use crate::protocol::postgres::{Message, Sender, decode};
+use crate::session::driver::postgres::catalogue::Catalogues;
 use crate::session::forward::forward;
 use crate::session::mask::Delivery;
+use crate::session::record::Outcome;
 
 /// Target to agent, until the target closes.
 pub async fn responses<R, W>(
     session: &Session,
+    catalogues: &Catalogues,
     target: &mut R,
     agent: &mut W,
     mut buffer: BytesMut,
@@ -22,15 +25,13 @@ where
     let mut delivery = Delivery::default();
     let mut done = Vec::new();
     loop {
-        {
+        while let Some(outdated) = answers(session, &mut buffer, &mut delivery, &mut done)? {
+            let renewed = catalogues.renewed().await?;
             let mut conversation = session.conversation();
-            while let Some(message) =
-                decode(&mut buffer, Sender::Backend).map_err(RelayError::Target)?
-            {
-                conversation
-                    .answer(&message, &mut delivery, &mut done)
-                    .map_err(RelayError::Target)?;
-            }
+            conversation.update_catalogue(renewed);
+            conversation
+                .answer(&outdated, &mut delivery, &mut done)
+                .map_err(RelayError::Target)?;
         }
         session.answered.notify_one();
         for outcome in done.drain(..) {
@@ -49,4 +50,26 @@ where
             return Ok(());
         }
     }
+}
+
+/// Works off what has been read, up to a message that needs a newer catalogue first.
+fn answers(
+    session: &Session,
+    buffer: &mut BytesMut,
+    delivery: &mut Delivery,
+    done: &mut Vec<Outcome>,
+) -> Result<Option<Message>, RelayError> {
+    let mut conversation = session.conversation();
+    while let Some(message) = decode(buffer, Sender::Backend).map_err(RelayError::Target)? {
+        if conversation
+            .outdates_catalogue(&message)
+            .map_err(RelayError::Target)?
+        {
+            return Ok(Some(message));
+        }
+        conversation
+            .answer(&message, delivery, done)
+            .map_err(RelayError::Target)?;
+    }
+    Ok(None)
 }
