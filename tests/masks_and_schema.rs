@@ -21,7 +21,11 @@ fn a_table_that_is_made_anew_is_masked_at_once() {
         .spawn()
         .expect("psql starts");
     let mut input = psql.stdin.take().expect("piped");
-    writeln!(input, "SELECT card_number AS x FROM customers WHERE id = 1;").expect("psql reads");
+    writeln!(
+        input,
+        "SELECT card_number AS x FROM customers WHERE id = 1;"
+    )
+    .expect("psql reads");
     gateway.wait_for(1, "stmt.result");
     server.admin(
         "CREATE TABLE fresh AS SELECT id, card_number, name, email FROM customers;
@@ -29,7 +33,11 @@ fn a_table_that_is_made_anew_is_masked_at_once() {
          DROP TABLE customers CASCADE;
          ALTER TABLE fresh RENAME TO customers",
     );
-    writeln!(input, "SELECT card_number AS x FROM customers WHERE id = 1;").expect("psql reads");
+    writeln!(
+        input,
+        "SELECT card_number AS x FROM customers WHERE id = 1;"
+    )
+    .expect("psql reads");
     drop(input);
     let output = psql.wait_with_output().expect("psql ends");
     let seen = String::from_utf8_lossy(&output.stdout);
