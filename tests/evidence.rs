@@ -1,7 +1,8 @@
 //! What is proven afterwards: who ran what, when, and what they saw; and that a change of it shows.
 
 use std::fs;
-use std::process::Command;
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
 
 use sha2::{Digest, Sha256};
 
@@ -139,6 +140,28 @@ fn operators_read_it() {
     }
     gateway.sluice(["check"]).succeeds();
     gateway.sluice(["doctor"]).succeeds();
+}
+
+#[test]
+fn tail_follows_what_happens() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    let mut tail = gateway
+        .sluice_command(["tail", "--follow"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("sluice starts");
+    let mut lines = BufReader::new(tail.stdout.take().expect("stdout is piped")).lines();
+    let mut follows = |text: &str| {
+        let mut lines = lines.by_ref().map_while(Result::ok);
+        assert!(lines.any(|line| line.contains(text)), "no line with {text}");
+    };
+    follows("start");
+    gateway.psql(["SELECT title FROM products"]).succeeds();
+    follows("SELECT title FROM products");
+    follows("close");
+    tail.kill().expect("it runs until it is told");
+    tail.wait().expect("it was just killed");
 }
 
 #[test]
