@@ -1,5 +1,6 @@
 //! An open session, from the welcome to the last leaf.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use bytes::BytesMut;
@@ -111,7 +112,7 @@ impl Open {
                 tracing::error!(%error, "the end of a statement could not be written");
             }
         }
-        ended.say(&shared.recorder, &mut agent_writer).await
+        ended.say(&shared, &mut agent_writer).await
     }
 
     /// What a client hears when it is let in.
@@ -140,9 +141,10 @@ impl Ended {
     /// Tells the agent, where it would otherwise just see the line go dead, and names the outcome.
     async fn say<W: AsyncWrite + Unpin>(
         self,
-        recorder: &Recorder,
+        session: &Session,
         agent: &mut W,
     ) -> (SessionOutcome, Option<String>) {
+        let recorder = &session.recorder;
         let (outcome, sqlstate, message) = match &self {
             Ended::Relay(Ok(())) => return (SessionOutcome::Closed, None),
             Ended::Relay(Err(error @ RelayError::AgentIo(_))) => {
@@ -184,7 +186,9 @@ impl Ended {
             Ended::Relay(Err(error)) => error.to_string(),
             _ => message.to_owned(),
         };
-        farewell(recorder, agent, sqlstate, message, &reason).await;
+        if !session.delivering.load(Ordering::Relaxed) {
+            farewell(recorder, agent, sqlstate, message, &reason).await;
+        }
         (outcome, Some(reason))
     }
 }

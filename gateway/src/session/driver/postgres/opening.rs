@@ -1,6 +1,7 @@
 //! Opening: from an identified agent's StartupMessage to a session that is logged in and on record.
 
 use std::net::SocketAddr;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
@@ -171,6 +172,7 @@ impl Opening {
                 conversation: Mutex::new(Conversation::new(catalogue)),
                 recorder: Arc::new(recorder),
                 answered: Notify::new(),
+                delivering: AtomicBool::new(false),
             },
         })
     }

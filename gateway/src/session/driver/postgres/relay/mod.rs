@@ -1,6 +1,7 @@
 //! The session's two directions, read at the same time so that neither can hold up the other.
 
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -45,6 +46,8 @@ pub struct Session {
     pub recorder: Arc<Recorder>,
     /// Signalled whenever answers have made room for more requests.
     pub answered: Notify,
+    /// Set while bytes are being delivered: a farewell now would land in the middle of a message.
+    pub delivering: AtomicBool,
 }
 
 impl Session {

@@ -55,6 +55,7 @@ where
             .await
             .map_err(RelayError::AgentIo)?;
         if read == 0 {
+            let _ = requests.target.shutdown().await;
             return match buffer.is_empty() {
                 true => Ok(()),
                 false => Err(RelayError::Agent(ProtocolError::Refused(

@@ -1,5 +1,7 @@
 //! Target to agent: every message is matched with what it answers, masked, put on record, and sent.
 
+use std::sync::atomic::Ordering;
+
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
@@ -38,9 +40,11 @@ where
             session.recorder.result(&outcome)?;
         }
         let recorded = session.recorder.response(delivery.finish())?;
+        session.delivering.store(true, Ordering::Relaxed);
         forward(agent, recorded)
             .await
             .map_err(RelayError::AgentIo)?;
+        session.delivering.store(false, Ordering::Relaxed);
         buffer.reserve(READ);
         let read = target
             .read_buf(&mut buffer)
