@@ -4,6 +4,17 @@
 //! folds events back into sessions, [`oneline`] shows an event to a person. All of it is pure; the file
 //! itself belongs to [`crate::store::log`].
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 pub mod chain;
 pub mod event;
 pub mod ledger;

@@ -3,6 +3,18 @@
 //! `Accepted → Identified → Permit → Masked → Recorded`. Each of these types is built only in the file
 //! of its name, and [`forward`] takes nothing but `Recorded`: a stage that is left out does not compile.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::as_conversions,
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 use std::sync::Arc;
 
 use tokio::net::TcpStream;

@@ -6,6 +6,17 @@
 //! (`jwk`, `jku`, `x5c`, `x5u`) are not looked at, and `crit` extensions are refused (RFC 7515 §4.1.11,
 //! RFC 8725).
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::string_slice,
+        clippy::unwrap_used
+    )
+)]
+
 mod claims;
 mod error;
 mod fetch;
