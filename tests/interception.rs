@@ -213,6 +213,23 @@ fn sessions_past_the_limit_are_refused_until_one_ends() {
     gateway.psql(["SELECT 1"]).succeeds();
 }
 
+/// The machine the tests run on may be hybrid, with version 2 at a place of its own, or not.
+#[test]
+fn on_a_host_with_nothing_but_cgroup_v2() {
+    let server = Postgres::start();
+    let gateway = Setup::in_front_of(&server).on_pure_cgroup2().start();
+    gateway
+        .sluice(["doctor"])
+        .text()
+        .lines()
+        .find(|line| line.starts_with("cgroup v2") && line.trim_end().ends_with("/sys/fs/cgroup"))
+        .expect("doctor sees the mount");
+    gateway.psql(["SELECT 1"]).succeeds().prints("1");
+    gateway.sluice(["guard", "verify"]).succeeds();
+    let opened = gateway.event("session.open");
+    assert_eq!(opened.text("agent"), "report-bot", "{opened}");
+}
+
 /// A command that enters the control group before it becomes the program.
 fn in_group(group: &std::path::Path, words: &[String]) -> Command {
     let mut command = Command::new("sh");

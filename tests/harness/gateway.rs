@@ -45,6 +45,7 @@ pub struct Setup {
     max_sessions: usize,
     storage: Option<&'static str>,
     algorithms: String,
+    pure_cgroup2: bool,
 }
 
 /// An installation whose gateway runs (until the test kills it).
@@ -59,6 +60,7 @@ pub struct Gateway {
     running: Option<Running>,
     stderr: String,
     mounted: Option<PathBuf>,
+    pure_cgroup2: bool,
 }
 
 struct Running {
@@ -85,6 +87,7 @@ impl Setup {
             max_sessions: 100,
             storage: None,
             algorithms: r#"["RS256", "ES256", "EdDSA"]"#.to_owned(),
+            pure_cgroup2: false,
         }
     }
 
@@ -139,6 +142,12 @@ impl Setup {
         self
     }
 
+    /// Runs everything where cgroup v2 is mounted at /sys/fs/cgroup, as on a host without version 1.
+    pub fn on_pure_cgroup2(mut self) -> Self {
+        self.pure_cgroup2 = true;
+        self
+    }
+
     /// Installs it, loads the guard and starts the gateway.
     #[track_caller]
     pub fn start(self) -> Gateway {
@@ -167,6 +176,7 @@ impl Setup {
             issuer: self.issuer,
             running: None,
             stderr: String::new(),
+            pure_cgroup2: self.pure_cgroup2,
             mounted: None,
             root,
         };
@@ -250,7 +260,7 @@ impl Gateway {
         assert!(self.running.is_none(), "the gateway runs already");
         let mut child = self
             .sluice_command(["run"])
-            .env("RUST_LOG", "debug")
+            .env("SLUICE_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -392,7 +402,17 @@ impl Gateway {
 
     /// The same, to be started by the test itself.
     pub fn sluice_command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sluice"));
+        let program = env!("CARGO_BIN_EXE_sluice");
+        let mut command = if self.pure_cgroup2 {
+            let mut command = Command::new("unshare");
+            command
+                .args(["--mount", "sh", "-ec"])
+                .arg(r#"mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec "$@""#)
+                .args(["sh", program]);
+            command
+        } else {
+            Command::new(program)
+        };
         command.arg("--root").arg(self.root.path()).args(words);
         command
     }

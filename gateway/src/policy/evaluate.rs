@@ -555,12 +555,34 @@ fn actions_named(policy: &Policy) -> Vec<String> {
     }
 }
 
-/// `sql:function` and the like are part of every statement: naming them helps nobody.
+/// What is permitted, as one would type it. Reading comes first: it is what most are looking for.
 fn summary(allowed: &BTreeSet<String>) -> String {
-    let worth_naming = allowed
-        .iter()
-        .filter(|action| action.as_str() != "sql:function");
-    worth_naming.cloned().collect::<Vec<_>>().join(", ")
+    let mut keywords: Vec<String> = Vec::new();
+    for action in allowed {
+        for keyword in keywords_of(action) {
+            if !keywords.contains(&keyword) {
+                keywords.push(keyword);
+            }
+        }
+    }
+    keywords.sort_by_key(|keyword| keyword != "SELECT");
+    keywords.join(", ")
+}
+
+fn keywords_of(action: &str) -> Vec<String> {
+    let group: &[&str] = match action {
+        // Part of every statement: naming them helps nobody.
+        "connect" | "sql:function" => &[],
+        "sql:read" => &["SELECT", "EXPLAIN"],
+        "sql:write" => &["INSERT", "UPDATE", "DELETE"],
+        "sql:session" => &["SET", "SHOW", "transactions", "cursors"],
+        "sql:admin" => &["DDL", "administration"],
+        verb => {
+            let verb = verb.strip_prefix("sql:").unwrap_or(verb);
+            return vec![verb.replace('-', " ").to_uppercase()];
+        }
+    };
+    group.iter().map(|word| (*word).to_owned()).collect()
 }
 
 #[cfg(test)]

@@ -267,12 +267,12 @@ fn denials_say_what_who_and_what_instead() {
     );
     assert!(
         drop.hint
-            .starts_with("Permitted to this agent, within limits: connect, sql:close"),
+            .starts_with("Permitted to this agent, within limits: SELECT, CLOSE"),
         "{}",
         drop.hint
     );
     assert!(
-        drop.hint.contains("sql:read") && drop.hint.ends_with(ends),
+        drop.hint.contains("EXPLAIN") && drop.hint.ends_with(ends),
         "{}",
         drop.hint
     );
