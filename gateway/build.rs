@@ -8,7 +8,11 @@ use std::process::exit;
 use std::time::SystemTime;
 
 fn main() {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    // Asked at run time: two checkouts may share one target folder, and with it this program.
+    let Some(manifest) = env::var_os("CARGO_MANIFEST_DIR") else {
+        return stop("cargo did not set CARGO_MANIFEST_DIR");
+    };
+    let workspace = Path::new(&manifest).join("..");
     let target = match env::var_os("CARGO_TARGET_DIR") {
         Some(folder) => workspace.join(folder),
         None => workspace.join("target"),

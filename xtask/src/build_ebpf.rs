@@ -7,6 +7,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -159,10 +160,15 @@ fn newest(path: &Path) -> Result<SystemTime> {
     Ok(newest)
 }
 
+/// The checkout the task was started in. Asked at run time: two checkouts may share one target folder,
+/// and with it this program.
 pub fn workspace() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .unwrap_or(Path::new("."))
+    static WORKSPACE: LazyLock<PathBuf> = LazyLock::new(|| {
+        let xtask = env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+        xtask.parent().map(Path::to_path_buf).unwrap_or(xtask)
+    });
+    &WORKSPACE
 }
 
 /// Cargo's target folder, as `CARGO_TARGET_DIR` or the default has it.

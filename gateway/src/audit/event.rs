@@ -298,6 +298,22 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hint: Option<String>,
     },
+    /// A cancel request of the session's own agent, passed on to the target.
+    #[serde(rename = "cancel.request")]
+    CancelRequest {
+        /// The session whose statement is to be cancelled.
+        session: SessionId,
+        #[serde(flatten)]
+        who: Who,
+    },
+    /// A connection that was accepted and ended before it asked for anything: no connect is without a
+    /// line.
+    #[serde(rename = "connection.silent")]
+    ConnectionSilent {
+        connection: SessionId,
+        #[serde(flatten)]
+        who: Who,
+    },
     #[serde(rename = "session.close")]
     SessionClose {
         session: SessionId,
@@ -330,11 +346,13 @@ impl Event {
             Event::SessionOpen { session, .. }
             | Event::StmtIntent { session, .. }
             | Event::StmtResult { session, .. }
+            | Event::CancelRequest { session, .. }
             | Event::SessionClose { session, .. } => Some(*session),
             Event::Deny { session, .. } => *session,
             Event::GatewayStart { .. }
             | Event::GatewayStop { .. }
             | Event::GatewayCrashed { .. }
+            | Event::ConnectionSilent { .. }
             | Event::LogRecovered { .. } => None,
         }
     }
@@ -346,6 +364,8 @@ impl Event {
             | Event::StmtIntent { who, .. }
             | Event::StmtResult { who, .. }
             | Event::Deny { who, .. }
+            | Event::CancelRequest { who, .. }
+            | Event::ConnectionSilent { who, .. }
             | Event::SessionClose { who, .. } => Some(who),
             Event::GatewayStart { .. }
             | Event::GatewayStop { .. }

@@ -157,7 +157,9 @@ impl Session {
                 (self.bytes_in, self.bytes_out) = (*bytes_in, *bytes_out);
                 self.duration_us = *duration_us;
             }
-            Event::GatewayStart { .. }
+            Event::CancelRequest { .. }
+            | Event::ConnectionSilent { .. }
+            | Event::GatewayStart { .. }
             | Event::GatewayStop { .. }
             | Event::GatewayCrashed { .. }
             | Event::LogRecovered { .. } => {}

@@ -144,6 +144,17 @@ fn say(event: &Event, length: Length) -> Said {
             let text = format!("{}: {}{from}{statement}", one_line(rule), one_line(reason));
             said('✗', Tone::Bad, *stmt, "denied", text)
         }
+        Event::CancelRequest { who, .. } => said(
+            '◇',
+            Tone::Plain,
+            None,
+            "cancel",
+            format!("requested{}", process(who)),
+        ),
+        Event::ConnectionSilent { who, .. } => {
+            let text = format!("ended before it asked for anything{}", process(who));
+            said('·', Tone::Dim, None, "silent", text)
+        }
         Event::SessionClose { .. } => close(event),
     }
 }

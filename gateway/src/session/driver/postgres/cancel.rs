@@ -4,10 +4,12 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::upstream::Dial;
+use crate::audit::event::SessionId;
 
 /// Whom a cancel request reaches.
 #[derive(Debug, Clone)]
 pub struct Backend {
+    pub session: SessionId,
     pub agent: String,
     pub dial: Dial,
     pub pid: u32,

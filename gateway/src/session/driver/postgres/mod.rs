@@ -35,9 +35,7 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
             }
         },
         Ok(Greeting::Cancel { pid, key }) => opening.cancel(pid, &key, gateway).await,
-        Ok(Greeting::Nothing) => {
-            tracing::debug!(session = %opening.session, "closed without a word")
-        }
+        Ok(Greeting::Nothing) => opening.silent(gateway),
         Err(error) => {
             let denial = malformed_greeting(&error);
             opening.deny(Stage::Protocol, &denial, gateway);

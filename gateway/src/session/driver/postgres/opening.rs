@@ -87,8 +87,26 @@ impl Opening {
     pub(super) fn deny(&self, stage: Stage, denial: &Denial, gateway: &Gateway) {
         tracing::warn!(session = %self.session, agent = self.who.agent, rule = denial.rule, "session refused");
         let event = denial_event(Some(self.session), &self.who, stage, None, None, denial);
-        if let Err(error) = gateway.log.append(&event) {
-            tracing::error!(%error, "a denial could not be written");
+        self.write(&event, gateway);
+    }
+
+    /// The connection ended before it asked for anything.
+    pub(super) fn silent(&self, gateway: &Gateway) {
+        let event = Event::ConnectionSilent {
+            connection: self.session,
+            who: self.who.clone(),
+        };
+        self.write(&event, gateway);
+    }
+
+    /// Whether the event is on record.
+    fn write(&self, event: &Event, gateway: &Gateway) -> bool {
+        match gateway.log.append(event) {
+            Ok(_) => true,
+            Err(error) => {
+                tracing::error!(session = %self.session, %error, "an event could not be written");
+                false
+            }
         }
     }
 
@@ -155,6 +173,7 @@ impl Opening {
                 )
             })?;
         let key = gateway.cancel_keys.issue(Backend {
+            session: self.session,
             agent: self.principal.agent.clone(),
             dial,
             pid: connection.backend_pid,
@@ -306,6 +325,13 @@ impl Opening {
             self.deny(Stage::Protocol, &denial, gateway);
             return;
         };
+        let requested = Event::CancelRequest {
+            session: backend.session,
+            who: self.who.clone(),
+        };
+        if !self.write(&requested, gateway) {
+            return;
+        }
         if let Err(error) = upstream::cancel(&backend.dial, backend.pid, &backend.key).await {
             tracing::warn!(session = %self.session, %error, "a cancel request did not reach the target");
         }
