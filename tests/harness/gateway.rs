@@ -10,7 +10,6 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -25,6 +24,7 @@ use super::issuer::{AUDIENCE, ISSUER, Issuer};
 use super::port::Port;
 use super::postgres::{self, Postgres};
 use super::program::{Ended, drain, eventually, run};
+use super::scratch;
 use super::secrets::Secrets;
 
 /// The agent that every test has.
@@ -159,11 +159,8 @@ impl Setup {
 
     fn install(self) -> Gateway {
         super::require_root();
-        let name = unique_name();
-        let root = tempfile::Builder::new()
-            .prefix("sluice-test-root-")
-            .tempdir()
-            .expect("the temporary folder is writable");
+        let name = scratch::name();
+        let root = scratch::folder("root");
         // Agents run programs from here; what they must not read is protected file by file.
         open_to_all(root.path());
         let mount = cgroup::mount();
@@ -581,38 +578,4 @@ pub fn psql_words<'a>(address: &str, statements: impl IntoIterator<Item = &'a st
 
 fn open_to_all(folder: &Path) {
     fs::set_permissions(folder, fs::Permissions::from_mode(0o755)).expect("the folder is ours");
-}
-
-/// Unique among all tests of all test processes on this machine.
-fn unique_name() -> String {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    sweep_once();
-    let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    format!("sluice-test-{}-{number}", std::process::id())
-}
-
-/// Clears away what test processes that were killed could not clear away themselves.
-fn sweep_once() {
-    static SWEPT: std::sync::Once = std::sync::Once::new();
-    SWEPT.call_once(|| {
-        for folder in [cgroup::mount(), PathBuf::from("/sys/fs/bpf")] {
-            for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-                if !is_abandoned(&entry.file_name().to_string_lossy()) {
-                    continue;
-                }
-                if entry.path().starts_with("/sys/fs/bpf") {
-                    let _ = fs::remove_dir_all(entry.path());
-                } else {
-                    cgroup::remove(&entry.path());
-                }
-            }
-        }
-    });
-}
-
-fn is_abandoned(name: &str) -> bool {
-    name.strip_prefix("sluice-test-")
-        .and_then(|rest| rest.split(['-', '.']).next())
-        .and_then(|pid| pid.parse::<u32>().ok())
-        .is_some_and(|pid| !Path::new("/proc").join(pid.to_string()).exists())
 }

@@ -21,6 +21,7 @@ pub mod port;
 pub mod postgres;
 pub mod program;
 pub mod python;
+pub mod scratch;
 pub mod secrets;
 
 pub use authority::Authority;

@@ -18,6 +18,7 @@ use sha2::{Digest, Sha256};
 use super::authority::Certificate;
 use super::port::Port;
 use super::program::{Ended, eventually, run, run_with_input};
+use super::scratch;
 
 const SHOP: &str = include_str!("../../xtask/src/demo/shop.sql");
 
@@ -85,7 +86,7 @@ impl Postgres {
     fn launch(authentication: Authentication, certificate: Option<&Certificate>) -> Postgres {
         super::require_root();
         let template = template();
-        let folder = public_folder("sluice-test-postgres-");
+        let folder = public_folder("postgres");
         copy_tree(&template, &folder.path().join("data"));
         let port = Port::reserve();
         let data = folder.path().join("data");
@@ -206,7 +207,7 @@ fn template() -> PathBuf {
     let lock = File::create(cache.join("postgres.lock")).expect("the target folder is writable");
     lock.lock().expect("a file can be locked");
     if !template.exists() {
-        let folder = public_folder("sluice-test-template-");
+        let folder = public_folder("template");
         let data = folder.path().join("data");
         create(&data, folder.path());
         let unfinished = cache.join(format!("postgres-{key}.unfinished"));
@@ -342,11 +343,8 @@ fn as_postgres(program: &Path) -> Command {
 }
 
 /// A new folder that belongs to `postgres`, under a path every user can walk.
-fn public_folder(prefix: &str) -> tempfile::TempDir {
-    let folder = tempfile::Builder::new()
-        .prefix(prefix)
-        .tempdir()
-        .expect("the temporary folder is writable");
+fn public_folder(kind: &str) -> tempfile::TempDir {
+    let folder = scratch::folder(kind);
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).expect("it is ours");
     let user = User::from_name("postgres")
         .ok()
