@@ -145,6 +145,15 @@ impl Delivery {
         Ok(())
     }
 
+    /// Bytes gathered so far.
+    pub fn len(&self) -> usize {
+        self.bytes.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// A message of the gateway's own.
     pub fn own(&mut self, write: impl FnOnce(&mut BytesMut)) {
         write(&mut self.bytes);

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::Read as _;
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
@@ -30,6 +31,8 @@ impl Database {
         let data = folder.join("data");
         fs::create_dir(&folder)?;
         quietly(Command::new("chown").arg("postgres:").arg(&folder))?;
+        // The server's own socket is no network: an agent's user must not reach it.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
         let mut initdb = as_postgres(&binary("initdb")?, stage);
         initdb.args([
             "--username=postgres",

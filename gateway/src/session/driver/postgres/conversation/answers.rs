@@ -8,7 +8,7 @@ use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
 use crate::protocol::postgres::encode::{ErrorText, Severity};
-use crate::protocol::postgres::{Message, ProtocolError, encode};
+use crate::protocol::postgres::{HEADER, Message, ProtocolError, encode};
 use crate::session::mask::{Delivery, Plan};
 use crate::session::record::Outcome;
 
@@ -37,8 +37,12 @@ impl Conversation {
             b'N' => self.error_text(message, delivery)?,
             b'E' => self.error(message, delivery, done)?,
             b'Z' => {
-                backend::transaction_status(message)?;
+                let status = backend::transaction_status(message)?;
                 self.ready(message, done)?;
+                // Portals end with their transaction.
+                if status == b'I' && self.pending.is_empty() {
+                    self.portals.clear();
+                }
                 delivery.unchanged(message);
             }
             b'T' => self.row_description(message, delivery)?,
@@ -180,13 +184,15 @@ impl Conversation {
             _ => None,
         };
         let operation = operation.ok_or_else(|| out_of_step(message))?;
-        operation.bytes += u64::try_from(message.body().len()).unwrap_or(u64::MAX);
+        let before = delivery.len();
         if row {
             operation.rows += 1;
             operation.masked += delivery.row(message, &self.plan)?;
         } else {
             delivery.unchanged(message);
         }
+        let payload = (delivery.len() - before).saturating_sub(HEADER);
+        operation.bytes += u64::try_from(payload).unwrap_or(u64::MAX);
         Ok(())
     }
 

@@ -25,6 +25,10 @@ mod tests;
 /// answers until a Flush or Sync, 5 bytes at the least each: a lower limit could wait for ever.
 pub const MAX_IN_FLIGHT: usize = 16 << 10;
 
+/// Prepared statements, and portals, that one session may have open. The server would keep more; the
+/// gateway's memory per session is bounded.
+const MAX_NAMED: usize = 16 << 10;
+
 #[derive(Debug, Clone)]
 struct Portal {
     /// `None`: the statement was prepared in SQL, or its Parse failed.
@@ -81,5 +85,10 @@ impl Conversation {
 
     pub fn in_flight(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Whether the session holds more names open than it may.
+    pub fn is_overfull(&self) -> bool {
+        self.statements.len() > MAX_NAMED || self.portals.len() > MAX_NAMED
     }
 }

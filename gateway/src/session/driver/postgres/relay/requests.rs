@@ -117,6 +117,11 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 return Err(RelayError::Agent(ProtocolError::Unexpected { tag: b'p' }));
             }
         }
+        if self.session.conversation().is_overfull() {
+            return Err(RelayError::Agent(ProtocolError::Refused(
+                "too many prepared statements or portals are open at once; close those no longer used",
+            )));
+        }
         if self.batch.len() >= BATCH {
             self.send().await?;
         }
