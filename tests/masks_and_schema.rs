@@ -97,3 +97,24 @@ fn a_table_nobody_else_can_see_is_masked_by_name() {
     assert!(!seen.text().contains(CLEAR), "{seen}");
     seen.prints("|seen");
 }
+
+/// Without this, `people` would be decided as public.people and read from another schema.
+#[test]
+fn a_search_path_other_than_public_gets_no_session() {
+    for elsewhere in [
+        "CREATE SCHEMA hr; GRANT USAGE ON SCHEMA hr TO PUBLIC; ALTER ROLE shop_app SET search_path = hr, public",
+        "CREATE SCHEMA shop_app; GRANT USAGE ON SCHEMA shop_app TO PUBLIC",
+    ] {
+        let server = Postgres::start();
+        server.admin(elsewhere);
+        let gateway = Gateway::in_front_of(&server);
+        gateway
+            .psql(["SELECT 1"])
+            .fails()
+            .complains("FATAL")
+            .complains("target:search-path");
+        assert_eq!(gateway.event("deny").text("rule"), "target:search-path");
+        server.admin("ALTER ROLE shop_app SET search_path = public");
+        gateway.psql(["SELECT 1"]).succeeds();
+    }
+}

@@ -26,6 +26,10 @@ use crate::session::identify::Identified;
 use crate::session::record::{EvidenceError, Recorder, denial_event};
 use crate::store::recordings::{self, RecordingWriter};
 
+/// Where the session looks up names that have no schema, in order; pg_catalog is left out.
+const SCHEMAS: &str =
+    "SELECT pg_catalog.unnest(pg_catalog.current_schemas(false))::pg_catalog.text";
+
 /// A session that is not open yet.
 #[derive(Debug)]
 pub(super) struct Opening {
@@ -144,9 +148,10 @@ impl Opening {
         let (judge, rule) = self.judge(&parameters, gateway)?;
         let dial = self.dial(&parameters.database, gateway)?;
         let catalogues = gateway.catalogues(&dial);
-        let connection = upstream::connect(&dial, &parameters.settings)
+        let mut connection = upstream::connect(&dial, &parameters.settings)
             .await
             .map_err(|error| self.unreachable(&error))?;
+        self.plain_search_path(&mut connection).await?;
         let catalogue = catalogues.current().await.map_err(|error| {
             refusal(
                 Stage::Upstream,
@@ -246,6 +251,37 @@ impl Opening {
                     "Ask the operator to run `sluice check`.",
                 )
             })
+    }
+
+    /// Names without a schema are decided as tables of `public`. A role whose search_path finds them
+    /// elsewhere (`ALTER ROLE … SET search_path`, or a schema of the role's own name) would run
+    /// something else than what was decided.
+    async fn plain_search_path(&self, connection: &mut Connection) -> Result<(), Refusal> {
+        let rows = upstream::ask(connection, SCHEMAS)
+            .await
+            .map_err(|error| self.unreachable(&error))?;
+        let schemas: Vec<&str> = rows
+            .iter()
+            .flatten()
+            .map(|schema| schema.as_deref().unwrap_or_default())
+            .collect();
+        if let [] | ["public"] = schemas[..] {
+            return Ok(());
+        }
+        Err(refusal(
+            Stage::Upstream,
+            "42501",
+            "target:search-path",
+            format!(
+                "target \"{}\" looks tables up in other schemas than public",
+                self.target.name
+            ),
+            format!(
+                "Rule target:search-path: the database role's search_path is {}.",
+                schemas.join(", ")
+            ),
+            "Ask the operator to give the role the search_path \"public\"; other schemas can be named in statements.",
+        ))
     }
 
     fn unreachable(&self, error: &UpstreamError) -> Refusal {
