@@ -122,6 +122,86 @@ fn what_could_reveal_a_masked_value_is_refused() {
     }
 }
 
+/// PostgreSQL reads `c.f` as `f(c)` where `c` has no column `f`: the whole row, in clear.
+#[test]
+fn a_function_that_looks_like_a_column_is_refused() {
+    let server = Postgres::start();
+    server.admin(
+        "CREATE FUNCTION card(customers) RETURNS text LANGUAGE sql AS 'SELECT ($1).card_number'",
+    );
+    let gateway = Setup::in_front_of(&server)
+        .policy("allow-all")
+        .masking("public.customers.email", "redact")
+        .start();
+    for select in [
+        "SELECT c.card FROM customers c",
+        "SELECT c.row_to_json FROM customers c",
+        "SELECT public.customers.to_jsonb FROM public.customers",
+        "SELECT c.json_agg FROM customers c",
+        "SELECT j.row_to_json FROM (customers c JOIN orders o ON o.customer_id = c.id) j",
+        "SELECT id FROM customers c WHERE c.card LIKE '4%'",
+    ] {
+        let seen = gateway.psql([select]).complains("no column");
+        assert_eq!(leaks(&seen.text()), None, "{select}: {seen}");
+    }
+    gateway
+        .psql(["SELECT c.id, c.name, c.ctid FROM customers c WHERE c.id = 2"])
+        .succeeds()
+        .prints("2|Benoît Carlier|");
+}
+
+/// A parent's rows are its children's too, with the parent as their origin.
+#[test]
+fn a_masked_child_is_not_read_through_its_parent() {
+    let server = Postgres::start();
+    server.admin(
+        "CREATE TABLE people (card_number text); CREATE VIEW all_people AS SELECT card_number AS n FROM people;
+         CREATE TABLE vips (note text) INHERITS (people); INSERT INTO vips VALUES ('4111111111111111', 'x');
+         CREATE TABLE log (card_number text, y int) PARTITION BY RANGE (y);
+         CREATE TABLE log_1 PARTITION OF log FOR VALUES FROM (0) TO (9); INSERT INTO log VALUES ('4111111111111111', 1);
+         GRANT SELECT ON people, vips, log, log_1, all_people TO PUBLIC",
+    );
+    let gateway = Setup::in_front_of(&server)
+        .policy("allow-all")
+        .masking("public.vips.card_number", "redact")
+        .masking("public.log_1.card_number", "redact")
+        .start();
+    for table in ["people", "log", "all_people"] {
+        gateway
+            .psql([&*format!("SELECT * FROM {table}")])
+            .complains("shows masked columns");
+    }
+    for table in ["vips", "log_1"] {
+        let seen = gateway
+            .psql([&*format!("SELECT * FROM {table}")])
+            .succeeds();
+        assert_eq!(leaks(&seen.text()), None, "{table}: {seen}");
+    }
+}
+
+/// An operator or a cast of the database's own is a function that policies must permit.
+#[test]
+fn operators_and_casts_call_functions() {
+    let server = Postgres::start();
+    server.admin(
+        "CREATE FUNCTION quietly(text, text) RETURNS bool LANGUAGE sql AS 'SELECT true';
+         CREATE OPERATOR === (LEFTARG = text, RIGHTARG = text, FUNCTION = quietly);
+         CREATE FUNCTION is_fine(text) RETURNS bool LANGUAGE sql AS 'SELECT true';
+         CREATE DOMAIN fine AS text CHECK (is_fine(VALUE))",
+    );
+    let gateway = Gateway::in_front_of(&server);
+    gateway
+        .psql(["SELECT 'a' === 'b'::text"])
+        .complains("may not call function public.quietly");
+    gateway
+        .psql(["SELECT 'a'::fine"])
+        .complains("may not call function public.is_fine");
+    gateway
+        .psql(["SELECT 'a' = 'b', 'a' LIKE 'b', '1'::int"])
+        .succeeds()
+        .prints("f|f|1");
+}
+
 #[test]
 fn an_errors_own_words_reveal_nothing() {
     let server = Postgres::start();

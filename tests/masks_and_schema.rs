@@ -79,6 +79,23 @@ fn views_and_children_of_a_masked_table_are_refused() {
     assert!(!seen.text().contains(CLEAR), "{seen}");
 }
 
+/// What is a second old is not in a catalogue that is two seconds old.
+#[test]
+fn a_view_made_behind_an_open_session_is_refused_too() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    gateway.psql(["SELECT id FROM customers"]).succeeds();
+    server.admin(
+        "CREATE VIEW fresh AS SELECT card_number AS x FROM customers; GRANT SELECT ON fresh TO PUBLIC",
+    );
+    for statement in ["SELECT x FROM fresh", "SELECT upper(x) FROM fresh"] {
+        let seen = gateway
+            .psql(["\\set VERBOSITY verbose", statement])
+            .complains("mask:derived");
+        assert!(!seen.text().contains(CLEAR), "{statement}: {seen}");
+    }
+}
+
 /// A table of a transaction that is still open cannot be looked up by anybody else: a column of a masked
 /// name is withheld.
 #[test]

@@ -4,12 +4,14 @@
 //! stands (what an INSERT writes, what a sub-select reads), and the names of WITH queries, which hide
 //! tables of the same name exactly where PostgreSQL lets them.
 
+mod disguises;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use pg_query::protobuf as pb;
 
 use super::tree::{Ref, Unexpected, inner};
-use super::{Table, Verb, unambiguous};
+use super::{Disguises, Table, Verb, unambiguous};
 
 type Effects = BTreeMap<Verb, BTreeSet<Table>>;
 
@@ -20,6 +22,7 @@ pub(super) struct Gathered {
     pub functions: BTreeSet<String>,
     pub settings: BTreeSet<String>,
     pub shows: BTreeSet<String>,
+    pub disguises: Disguises,
     pub binary_cursor: bool,
     /// Why the statement must count as unknown, if it must.
     pub doubt: Option<String>,
@@ -140,6 +143,7 @@ impl Walk {
                 functions: BTreeSet::new(),
                 settings: BTreeSet::new(),
                 shows: BTreeSet::new(),
+                disguises: Disguises::default(),
                 binary_cursor: false,
                 doubt: None,
             },
@@ -163,6 +167,7 @@ impl Walk {
     }
 
     fn visit(&mut self, node: Ref<'_>) {
+        disguises::note(node, &mut self.found.disguises);
         match node {
             Ref::SelectStmt(it) => self.select(it),
             Ref::InsertStmt(it) => self.modify(Verb::Insert, &it.relation, &it.with_clause, node),

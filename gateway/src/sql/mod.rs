@@ -54,10 +54,24 @@ pub struct Statement {
     /// Settings shown by SHOW or `current_setting`, in lower case; `all` for SHOW ALL or a computed name.
     pub shows: BTreeSet<String>,
     pub mask: MaskUse,
+    /// Names taken from the row of a masked table: `c.name`, with the table as written.
+    pub attributes: BTreeMap<Table, BTreeSet<String>>,
+    pub disguises: Disguises,
     /// DECLARE … BINARY: its FETCHes deliver binary values whatever the client asks for.
     pub binary_cursor: bool,
     /// Why the statement is `sql:unknown`.
     pub unknown: Option<String>,
+}
+
+/// What may call a function without being written as a call. Only the database knows whether it does:
+/// its catalogue is held against these names before the statement is decided.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Disguises {
+    /// `x.name` and `(x).name`: a function over x's row where x has no such column.
+    pub attributes: BTreeSet<String>,
+    pub operators: BTreeSet<String>,
+    /// The types of casts: their cast functions and the checks of domains.
+    pub types: BTreeSet<String>,
 }
 
 /// A relation as written; no schema means that the session's search_path decides.
@@ -302,7 +316,7 @@ fn statement(text: &str, raw: &pb::RawStmt, masks: &[MaskRule]) -> Statement {
         return unknown(own_text, "an empty parse tree".to_owned(), masks);
     };
     let gathered = facts::gather(node);
-    let mask = taint::mask_use(node, masks);
+    let taint::Taint { mask, attributes } = taint::look(node, masks);
     let (reads, writes) = facts::reads_and_writes(&gathered.effects);
     let mut statement = Statement {
         verb: gathered.verb,
@@ -314,6 +328,8 @@ fn statement(text: &str, raw: &pb::RawStmt, masks: &[MaskRule]) -> Statement {
         settings: gathered.settings,
         shows: gathered.shows,
         mask,
+        attributes,
+        disguises: gathered.disguises,
         binary_cursor: gathered.binary_cursor,
         unknown: gathered.doubt,
     };
@@ -334,6 +350,8 @@ fn unknown(text: &str, why: String, masks: &[MaskRule]) -> Statement {
         settings: BTreeSet::new(),
         shows: BTreeSet::new(),
         mask: MaskUse::None,
+        attributes: BTreeMap::new(),
+        disguises: Disguises::default(),
         binary_cursor: false,
         unknown: Some(why),
     };

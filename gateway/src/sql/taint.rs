@@ -13,35 +13,54 @@
 mod definition;
 mod opaque;
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use pg_query::protobuf as pb;
 
 use super::facts::strings;
 use super::tree::{Ref, inner};
-use super::{MaskUse, Place};
+use super::{MaskUse, Place, Table};
 use crate::policy::masking::MaskRule;
 
-pub(super) fn mask_use(statement: Ref<'_>, masks: &[MaskRule]) -> MaskUse {
+/// A statement's use of masked tables.
+pub(super) struct Taint {
+    pub mask: MaskUse,
+    /// What is taken from their rows by name. `c.f` is a column or, where `c` has no column `f`, a call
+    /// `f(c)` that gets the whole row: only the catalogue knows which.
+    pub attributes: Attributes,
+}
+
+type Attributes = BTreeMap<Table, BTreeSet<String>>;
+
+pub(super) fn look(statement: Ref<'_>, masks: &[MaskRule]) -> Taint {
+    let without = |mask| Taint {
+        mask,
+        attributes: Attributes::new(),
+    };
     if masks.is_empty() {
-        return MaskUse::None;
+        return without(MaskUse::None);
     }
     let masked = Masked { rules: masks };
     let opaque = opaque::look(statement, masked);
     if let Some((column, place)) = opaque.refused {
-        return MaskUse::Refused { column, place };
+        return without(MaskUse::Refused { column, place });
     }
     if !opaque.names_masked_table {
-        return match statement {
+        return without(match statement {
             // Decided when they were prepared or declared; what they deliver carries its origin.
             Ref::ExecuteStmt(_) | Ref::FetchStmt(_) | Ref::CallStmt(_) => MaskUse::Maskable,
             Ref::ExplainStmt(it) if runs_prepared(it) => MaskUse::Maskable,
             _ => MaskUse::None,
-        };
+        });
     }
     let mut walk = Walk::new(masked);
     walk.statement(statement);
-    match walk.refused {
-        Some((column, place)) => MaskUse::Refused { column, place },
-        None => MaskUse::Maskable,
+    Taint {
+        mask: match walk.refused {
+            Some((column, place)) => MaskUse::Refused { column, place },
+            None => MaskUse::Maskable,
+        },
+        attributes: walk.attributes,
     }
 }
 
@@ -100,6 +119,7 @@ impl<'m> Masked<'m> {
 
 /// A masked table in scope: the names it goes by there, and its masked columns.
 struct Source<'m> {
+    table: Table,
     names: Vec<String>,
     columns: Vec<&'m str>,
 }
@@ -146,6 +166,7 @@ struct Walk<'m> {
     /// One list per query level, the innermost last.
     scopes: Vec<Vec<Source<'m>>>,
     place: Place,
+    attributes: Attributes,
     /// The first refused use.
     refused: Option<(String, Place)>,
 }
@@ -156,6 +177,7 @@ impl<'m> Walk<'m> {
             masked,
             scopes: vec![],
             place: Place::Expression,
+            attributes: Attributes::new(),
             refused: None,
         }
     }
@@ -267,7 +289,10 @@ impl<'m> Walk<'m> {
             return Shown::Clear;
         };
         match (self.reference(column), output) {
-            (Reference::Other, _) => Shown::Clear,
+            (Reference::Other, _) => {
+                self.attribute(column);
+                Shown::Clear
+            }
             (Reference::WholeRow(column), _) => {
                 self.refuse(column, Place::WholeRow);
                 Shown::Clear
@@ -514,7 +539,15 @@ impl<'m> Walk<'m> {
         }
         let mut names = vec![var.relname.clone()];
         names.extend(var.alias.iter().map(|alias| alias.aliasname.clone()));
-        vec![Source { names, columns }]
+        let table = Table {
+            schema: (!var.schemaname.is_empty()).then(|| var.schemaname.clone()),
+            name: var.relname.clone(),
+        };
+        vec![Source {
+            table,
+            names,
+            columns,
+        }]
     }
 
     /// The target of a data-modifying statement, also as the OLD and NEW of its RETURNING list.
@@ -552,7 +585,7 @@ impl<'m> Walk<'m> {
                 self.query(node, Output::Inside(Place::Subselect));
             }
             Ref::ColumnRef(it) => match self.reference(it) {
-                Reference::Other => {}
+                Reference::Other => self.attribute(it),
                 Reference::Column(column) => self.refuse(column, self.place),
                 Reference::Star(column) | Reference::WholeRow(column) => {
                     self.refuse(column, Place::WholeRow)
@@ -610,6 +643,20 @@ impl<'m> Walk<'m> {
             ([], false) => None,
         };
         found.unwrap_or(Reference::Other)
+    }
+
+    /// Notes `c.name` where `c` may be the row of a masked table.
+    fn attribute(&mut self, it: &pb::ColumnRef) {
+        let names = strings(&it.fields);
+        let [.., qualifier, name] = names.as_slice() else {
+            return;
+        };
+        for source in self.scopes.iter().flatten() {
+            if source.goes_by(qualifier) {
+                let of_table = self.attributes.entry(source.table.clone()).or_default();
+                of_table.insert((*name).to_owned());
+            }
+        }
     }
 
     fn at(&mut self, place: Place, visit: impl FnOnce(&mut Self)) {

@@ -929,3 +929,87 @@ const WORDS: &[&str] = &[
     "ANALYZE",
     "PREPARE p AS",
 ];
+
+/// `c.name` may be a call of `name` with the whole row, so the names are told, with the table.
+#[test]
+fn names_taken_from_rows_of_masked_tables() {
+    let attributes = |text: &str| {
+        let facts = analyse(text, &masks());
+        let found: Vec<String> = facts
+            .statements
+            .iter()
+            .flat_map(|statement| &statement.attributes)
+            .flat_map(|(table, names)| names.iter().map(move |name| format!("{table}:{name}")))
+            .collect();
+        found.join(" ")
+    };
+    let table = [
+        ("SELECT name FROM customers", ""),
+        ("SELECT o.total FROM orders o", ""),
+        (
+            "SELECT c.name, c.card_number FROM customers c",
+            "customers:name",
+        ),
+        (
+            "SELECT c.row_to_json FROM customers c",
+            "customers:row_to_json",
+        ),
+        (
+            "SELECT public.customers.to_jsonb FROM public.customers",
+            "public.customers:to_jsonb",
+        ),
+        (
+            "SELECT o.id, c.f FROM orders o JOIN customers c ON c.id = o.customer_id WHERE c.g ORDER BY c.h",
+            "customers:f customers:g customers:h customers:id",
+        ),
+        (
+            "SELECT j.hstore FROM (customers c CROSS JOIN orders o) j",
+            "customers:hstore",
+        ),
+        (
+            "SELECT s.v FROM customers c, LATERAL (SELECT c.json_agg AS v) s",
+            "customers:json_agg",
+        ),
+        (
+            "UPDATE customers SET name = 'x' RETURNING customers.f, old.g",
+            "customers:f customers:g",
+        ),
+        ("SELECT s.f FROM secrets s", "secrets:f"),
+    ];
+    check(&table, attributes);
+}
+
+/// What calls a function without being a call.
+#[test]
+fn calls_in_disguise() {
+    let disguises = |text: &str| {
+        let facts = analyse(text, &[]);
+        let found = &facts.statements[0].disguises;
+        let join = |set: &BTreeSet<String>| set.iter().cloned().collect::<Vec<_>>().join(" ");
+        [&found.operators, &found.types, &found.attributes]
+            .map(join)
+            .join("|")
+    };
+    let table = [
+        ("SELECT 1", "||"),
+        ("SELECT 'a' === 'b' FROM t", "===||"),
+        ("SELECT 'a' OPERATOR(public.@@@) 'b'", "@@@||"),
+        (
+            "SELECT !! a FROM t WHERE b LIKE 'x' OR c IN (1)",
+            "!! = ~~||",
+        ),
+        ("SELECT 1 FROM t WHERE a BETWEEN 1 AND 2", "< <= > >=||"),
+        ("SELECT 1 FROM t WHERE a IN (SELECT b FROM u)", "=||"),
+        ("SELECT 1 FROM t WHERE a @@@ ANY (SELECT b FROM u)", "@@@||"),
+        ("SELECT CASE a WHEN 1 THEN 2 END FROM t", "=||"),
+        ("SELECT 1 FROM t JOIN u USING (a)", "=||"),
+        ("SELECT 1 FROM t ORDER BY a USING <<<", "<<<||"),
+        (
+            "SELECT a::public.money2, CAST(b AS text) FROM t",
+            "|money2 text|",
+        ),
+        ("SELECT t.f, (t.c).g, (h(t)).i FROM t", "||c f g i"),
+        ("SELECT s.t.f FROM s.t", "||f"),
+    ];
+    check(&table, disguises);
+}

@@ -7,15 +7,23 @@ use tokio::sync::oneshot;
 use crate::config::Target;
 use crate::policy::masking::MaskRule;
 use crate::session::watch;
-use crate::sql::{self, Facts};
+use crate::sql::{self, Facts, Table};
 
 /// What the parsers made of a text, and what evidence shows of it.
 #[derive(Debug)]
-pub(super) struct Analysed {
+pub struct Analysed {
     pub(super) facts: Facts,
     pub(super) evidence: String,
     /// One text per statement.
     pub(super) shown: Vec<String>,
+}
+
+impl Analysed {
+    /// Every relation the text names.
+    pub fn tables(&self) -> impl Iterator<Item = &Table> {
+        let statements = self.facts.statements.iter();
+        statements.flat_map(|statement| statement.reads.iter().chain(&statement.writes))
+    }
 }
 
 struct Job {

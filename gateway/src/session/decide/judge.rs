@@ -1,15 +1,33 @@
 //! One session's judge: facts, policy and masks come together here.
 
-use std::collections::BTreeSet;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::analyst::Analysed;
 use super::{Allowed, AllowedStatement, Analyst, Denied, Ruling};
 use crate::config::Target;
 use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict, evaluate};
 use crate::sql::{self, Facts, MaskUse, Statement, Table};
 
-/// Relations that show masked columns under names of their own: views, children, partitions.
-pub type Derived = BTreeSet<Table>;
+/// What a target's schema makes of a statement's names. A text alone does not tell.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Derived {
+    /// Relations that show masked columns under names of their own: views, children, parents, partitions.
+    pub relations: BTreeSet<Table>,
+    /// The columns of the masked tables, also those that are not masked.
+    pub columns: BTreeMap<Table, BTreeSet<String>>,
+    /// Functions of the database's own that an operator, a cast or an attribute calls.
+    pub disguised: Disguised,
+}
+
+/// By operator, type or attribute name: the functions it may call, as policies name them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Disguised {
+    pub operators: BTreeMap<String, BTreeSet<String>>,
+    pub types: BTreeMap<String, BTreeSet<String>>,
+    pub attributes: BTreeMap<String, BTreeSet<String>>,
+}
 
 /// Decides one session's operations.
 #[derive(Debug)]
@@ -35,24 +53,32 @@ impl Judge {
         )
     }
 
-    /// May this text run? Every statement in it must be allowed.
-    pub async fn sql(&self, text: &[u8], derived: &Derived) -> Ruling {
+    /// Reads a text: what would it do?
+    ///
+    /// # Errors
+    /// A text that cannot be read is denied.
+    pub async fn read(&self, text: &[u8]) -> Result<Analysed, Box<Denied>> {
         let Ok(text) = std::str::from_utf8(text) else {
-            return denied_text(
+            return Err(denied_text(
                 &String::from_utf8_lossy(text),
                 "sql:unknown",
                 "the statement is not UTF-8",
                 "Send statements as UTF-8 (client_encoding UTF8).",
-            );
+            ));
         };
-        let Some(analysed) = self.analyst.analyse(text, &self.target).await else {
-            return denied_text(
+        let analysed = self.analyst.analyse(text, &self.target).await;
+        analysed.ok_or_else(|| {
+            denied_text(
                 "",
                 "sql:unknown",
                 "the statement could not be analysed in time",
                 "Send a shorter or simpler statement.",
-            );
-        };
+            )
+        })
+    }
+
+    /// May it run? Every statement in it must be allowed.
+    pub fn rule(&self, text: &[u8], analysed: Analysed, derived: &Derived) -> Ruling {
         let mut allowed = Vec::with_capacity(analysed.facts.statements.len());
         for (statement, shown) in analysed.facts.statements.iter().zip(&analysed.shown) {
             match self.statement(statement, derived) {
@@ -71,24 +97,28 @@ impl Judge {
             .statements
             .iter()
             .any(|statement| statement.mask != MaskUse::None);
+        let as_sent = analysed.evidence.as_bytes() == text;
         Ruling::Allowed(Arc::new(Allowed {
             statements: allowed,
-            evidence: (analysed.evidence != text).then_some(analysed.evidence),
+            evidence: (!as_sent).then_some(analysed.evidence),
             sensitive,
         }))
     }
 
     fn statement(&self, statement: &Statement, derived: &Derived) -> Verdict {
-        if let Some(denial) = reads_derived(statement, derived) {
+        if let Some(denial) =
+            reads_derived(statement, derived).or_else(|| calls_with_row(statement, derived))
+        {
             return Verdict::Deny(denial);
         }
+        let statement = with_disguised(statement, &derived.disguised);
         evaluate(
             &self.policies,
             &self.principal,
             &Operation::Sql {
                 target: &self.target.name,
                 database: &self.database,
-                statement,
+                statement: &statement,
             },
         )
     }
@@ -99,24 +129,69 @@ fn reads_derived(statement: &Statement, derived: &Derived) -> Option<Denial> {
         .reads
         .iter()
         .chain(&statement.writes)
-        .find(|table| derived.contains(&qualified(table)))?;
+        .find(|table| derived.relations.iter().any(|known| is_meant(table, known)))?;
     let name = &table.name;
     Some(Denial {
         rule: "mask:derived".to_owned(),
         message: format!("\"{name}\" shows masked columns under other names"),
         detail: format!(
-            "Rule mask:derived: \"{name}\" is a view, child or partition of a table with masked columns."
+            "Rule mask:derived: \"{name}\" is a view, parent, child or partition of a table with masked columns."
         ),
         hint: "Select from the table itself; its masked columns come back masked.".to_owned(),
     })
 }
 
-/// Unqualified names are looked up in `public`: start-up and policy keep `search_path` as it is.
-fn qualified(table: &Table) -> Table {
-    Table {
-        schema: table.schema.clone().or_else(|| Some("public".to_owned())),
-        name: table.name.clone(),
+/// `c.name` where the masked table `c` has no column `name` calls the function `name` with the whole row.
+fn calls_with_row(statement: &Statement, derived: &Derived) -> Option<Denial> {
+    let (table, name) = statement.attributes.iter().find_map(|(table, names)| {
+        let known: BTreeSet<&String> = derived
+            .columns
+            .iter()
+            .filter(|(known, _)| is_meant(table, known))
+            .flat_map(|(_, columns)| columns)
+            .collect();
+        // No masked table of that name exists.
+        if known.is_empty() {
+            return None;
+        }
+        let strange = names.iter().find(|name| !known.contains(name))?;
+        Some((table, strange))
+    })?;
+    Some(Denial {
+        rule: "mask:attribute".to_owned(),
+        message: format!("table {table} has masked columns and no column \"{name}\""),
+        detail: format!(
+            "Rule mask:attribute: \"{name}\" of a row of {table} would call a function with the whole row, its masked columns in clear."
+        ),
+        hint: "Select the table's own columns. If another table is meant, give it an alias that no table with masked columns has."
+            .to_owned(),
+    })
+}
+
+/// Whether a table as written may be this one.
+fn is_meant(written: &Table, known: &Table) -> bool {
+    written.name.eq_ignore_ascii_case(&known.name)
+        && (written.schema.is_none() || written.schema == known.schema)
+}
+
+/// The statement with the functions it calls in disguise among those it calls by name.
+fn with_disguised<'s>(statement: &'s Statement, disguised: &Disguised) -> Cow<'s, Statement> {
+    let found = &statement.disguises;
+    let called: BTreeSet<&String> = [
+        (&found.operators, &disguised.operators),
+        (&found.types, &disguised.types),
+        (&found.attributes, &disguised.attributes),
+    ]
+    .into_iter()
+    .flat_map(|(names, functions)| names.iter().filter_map(|name| functions.get(name)))
+    .flatten()
+    .collect();
+    if called.is_empty() {
+        return Cow::Borrowed(statement);
     }
+    let mut statement = statement.clone();
+    statement.functions.extend(called.into_iter().cloned());
+    Cow::Owned(statement)
 }
 
 fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
@@ -138,9 +213,9 @@ fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
     }
 }
 
-fn denied_text(text: &str, rule: &str, message: &str, hint: &str) -> Ruling {
+fn denied_text(text: &str, rule: &str, message: &str, hint: &str) -> Box<Denied> {
     let shown = sql::evidence_text(text, &Facts::default(), &[]);
-    Ruling::Denied(Box::new(Denied {
+    Box::new(Denied {
         denial: Denial {
             rule: rule.to_owned(),
             message: message.to_owned(),
@@ -149,5 +224,81 @@ fn denied_text(text: &str, rule: &str, message: &str, hint: &str) -> Ruling {
         },
         statement: shown.clone(),
         evidence: shown,
-    }))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::masking::{MaskRule, Transform};
+
+    fn customers() -> Table {
+        Table {
+            schema: Some("public".to_owned()),
+            name: "customers".to_owned(),
+        }
+    }
+
+    fn statement(text: &str) -> Statement {
+        let masks = [MaskRule {
+            schema: "public".to_owned(),
+            table: "customers".to_owned(),
+            column: "card_number".to_owned(),
+            transform: Transform::Redact,
+        }];
+        sql::analyse(text, &masks).statements.remove(0)
+    }
+
+    fn names(names: &[&str]) -> BTreeSet<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    #[test]
+    fn a_masked_tables_attributes_are_its_columns() {
+        let derived = Derived {
+            columns: BTreeMap::from([(customers(), names(&["id", "card_number", "Odd", "ctid"]))]),
+            ..Derived::default()
+        };
+        for (text, refused) in [
+            (
+                "SELECT c.id, c.card_number, c.ctid, c.\"Odd\" FROM customers c",
+                false,
+            ),
+            ("SELECT c.* FROM public.customers c", false),
+            ("SELECT c.row_to_json FROM customers c", true),
+            ("SELECT c.odd FROM customers c", true),
+            ("SELECT public.customers.f FROM public.customers", true),
+            ("SELECT c.id FROM customers c WHERE c.f = 'x'", true),
+            ("SELECT o.row_to_json FROM orders o, customers c", false),
+            // Another schema's table is not masked.
+            ("SELECT c.f FROM archive.customers c", false),
+        ] {
+            let denial = calls_with_row(&statement(text), &derived);
+            assert_eq!(denial.is_some(), refused, "{text}: {denial:?}");
+        }
+    }
+
+    #[test]
+    fn what_an_operator_cast_or_attribute_calls_counts_as_called() {
+        let calls =
+            |name: &str, function: &str| BTreeMap::from([(name.to_owned(), names(&[function]))]);
+        let disguised = Disguised {
+            operators: calls("===", "public.eqx"),
+            types: calls("money2", "public.to_money2"),
+            attributes: calls("total", "public.total"),
+        };
+        for (text, functions) in [
+            ("SELECT 1 = 2, 'x'::text, o.id FROM orders o", &[][..]),
+            (
+                "SELECT lower(a) === b FROM orders",
+                &["lower", "public.eqx"],
+            ),
+            ("SELECT a::money2 FROM orders", &["public.to_money2"]),
+            ("SELECT o.total FROM orders o", &["public.total"]),
+        ] {
+            let statement = statement(text);
+            let seen = with_disguised(&statement, &disguised);
+            assert_eq!(seen.functions, names(functions), "{text}");
+        }
+    }
 }

@@ -15,7 +15,7 @@ mod analyst;
 mod judge;
 
 pub use analyst::Analyst;
-pub use judge::{Derived, Judge};
+pub use judge::{Derived, Disguised, Judge};
 
 /// Bytes that may go upstream, and the bytes evidence shows in their place.
 #[derive(Debug, Default)]

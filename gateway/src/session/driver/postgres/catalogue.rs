@@ -1,10 +1,11 @@
-//! The target's catalogue, as far as masks need it: which (table OID, column number) is masked, and
-//! which relations show masked columns under other names.
+//! The target's catalogue, as far as masks need it: which (table OID, column number) is masked, which
+//! relations show masked columns under other names, what is a column of a masked table and what a call
+//! that looks like one, and which operators and casts are functions of the database's own.
 //!
 //! Asked over a connection of the gateway's own, and asked again when the answer is older than
 //! [`FRESH`] or a statement changed the schema. When it cannot be had, statements are refused.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use crate::policy::masking::{MaskRule, Transform};
 use crate::protocol::postgres::backend::Field;
 use crate::session::decide::Derived;
 use crate::session::mask::MaskedColumn;
-use crate::sql::Table;
+use crate::sql::{Table, unambiguous};
 
 /// How old an answer may be. A table that is replaced by another session under a masked name is
 /// noticed within this time.
@@ -27,6 +28,9 @@ pub struct Catalogue {
     columns: HashMap<(u32, i16), MaskedColumn>,
     derived: Derived,
     tables: BTreeSet<String>,
+    derived_oids: HashSet<u32>,
+    /// Names of all relations there were when this was asked, in whatever schema.
+    relations: HashSet<String>,
     /// The newest relation when this was asked. OIDs are handed out in order, so a greater one belongs
     /// to a relation this catalogue knows nothing about.
     newest: u32,
@@ -45,9 +49,31 @@ impl Catalogue {
         if self.is_unknown(field.table_oid) {
             return self.masked_by_name(field);
         }
+        // A view that came into being behind the statement's decision: nothing of it is delivered.
+        if self.derived_oids.contains(&field.table_oid)
+            && !self
+                .columns
+                .contains_key(&(field.table_oid, field.attribute))
+        {
+            return Some(MaskedColumn {
+                name: String::from_utf8_lossy(&field.name).into_owned(),
+                transform: Transform::Redact,
+                text_like: false,
+            });
+        }
         self.columns
             .get(&(field.table_oid, field.attribute))
             .cloned()
+    }
+
+    /// Whether this catalogue was asked when the relation existed already. What it does not know may be
+    /// a view over a masked table.
+    pub fn knows(&self, table: &Table) -> bool {
+        let of_the_system = match table.schema.as_deref() {
+            Some(schema) => matches!(schema, "pg_catalog" | "information_schema"),
+            None => table.name.starts_with("pg_"),
+        };
+        !self.masks || of_the_system || self.relations.contains(&table.name)
     }
 
     /// A table of a transaction that is still open, seen by its own session alone.
@@ -75,6 +101,7 @@ impl Catalogue {
         self.tables.iter().any(|table| table.as_bytes() == name)
             || self
                 .derived
+                .relations
                 .iter()
                 .any(|table| table.name.as_bytes() == name)
     }
@@ -129,14 +156,9 @@ impl Catalogues {
         Ok(catalogue)
     }
 
-    /// A statement changed the schema: the next look asks again.
-    pub async fn stale(&self) {
-        self.state.lock().await.known = None;
-    }
-
     /// The catalogue as it is now.
     pub async fn renewed(&self) -> Result<Arc<Catalogue>, CatalogueError> {
-        self.stale().await;
+        self.state.lock().await.known = None;
         self.current().await
     }
 
@@ -163,8 +185,19 @@ impl Catalogues {
     }
 }
 
-/// One result set of three kinds of rows: `n, oid` of the newest relation, `c, oid, attnum, text-like, rule` for every masked column (of
-/// the tables named and of what inherits from them), `d, schema, name` for every relation below them.
+/// One result set of several kinds of rows:
+///
+/// * `c, oid, attnum, text-like, rule` for every masked column (of the tables named and of what inherits
+///   from them);
+/// * `d, schema, name, oid` for every relation below them, and above them: a parent's rows include its
+///   children's and carry the parent's origin;
+/// * `x, oid` of the newest relation, and `r, name` for every relation outside of the system's schemas;
+/// * `n, schema, table, column` for every column of the tables named;
+/// * `o`, `t` and `a`, `name, schema, function`: functions of the database's own that are called by an
+///   operator, by a cast to a type (the cast's function, a domain's checks), or by an attribute of a row.
+///   Those of extensions are left out: an extension's operators are its installer's decision, and citext
+///   alone would make every `=` a call.
+///
 /// Every view over a masked table counts, whichever columns it shows: a whole-row reference in its
 /// definition leaves no trace of the columns in `pg_depend`.
 fn question(masks: &[MaskRule]) -> String {
@@ -198,14 +231,21 @@ fn question(masks: &[MaskRule]) -> String {
            FROM child
            JOIN pg_catalog.pg_attribute a ON a.attrelid = child.oid AND a.attname = child.attname
            WHERE a.attnum > 0 AND NOT a.attisdropped),
+         above AS (
+           SELECT i.inhparent AS oid
+           FROM base JOIN pg_catalog.pg_inherits i ON i.inhrelid = base.oid
+           UNION
+           SELECT i.inhparent
+           FROM above JOIN pg_catalog.pg_inherits i ON i.inhrelid = above.oid),
+         showing AS (SELECT oid FROM masked UNION SELECT oid FROM above),
          seen AS (
            SELECT r.ev_class AS oid
-           FROM masked
+           FROM showing
            JOIN pg_catalog.pg_depend d ON d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass
-             AND d.refobjid = masked.oid
+             AND d.refobjid = showing.oid
              AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
            JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
-           WHERE r.ev_class <> masked.oid
+           WHERE r.ev_class <> showing.oid
            UNION
            SELECT r.ev_class
            FROM seen
@@ -213,19 +253,68 @@ fn question(masks: &[MaskRule]) -> String {
              AND d.refobjid = seen.oid
              AND d.classid = 'pg_catalog.pg_rewrite'::pg_catalog.regclass
            JOIN pg_catalog.pg_rewrite r ON r.oid = d.objid
-           WHERE r.ev_class <> seen.oid)
+           WHERE r.ev_class <> seen.oid),
+         own AS (
+           SELECT p.oid, p.proname, n.nspname, p.pronargs, p.pronargdefaults, p.proargtypes
+           FROM pg_catalog.pg_proc p
+           JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+           WHERE n.nspname NOT IN ('pg_catalog', 'information_schema')
+             AND NOT EXISTS (
+               SELECT 1 FROM pg_catalog.pg_depend d
+               WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+                 AND d.objid = p.oid AND d.deptype = 'e'))
          SELECT 'c', masked.oid::pg_catalog.text, masked.attnum::pg_catalog.text,
                 CASE WHEN t.typcategory = 'S' THEN 't' ELSE 'f' END, masked.number::pg_catalog.text
          FROM masked JOIN pg_catalog.pg_type t ON t.oid = masked.atttypid
-         UNION ALL
-         SELECT 'n', pg_catalog.max(oid)::pg_catalog.text, '', '', '' FROM pg_catalog.pg_class
-         UNION ALL
-         SELECT 'd', n.nspname, c.relname, '', ''
-         FROM (SELECT oid FROM seen UNION SELECT oid FROM child WHERE oid NOT IN (SELECT oid FROM base)) AS below
-         JOIN pg_catalog.pg_class c ON c.oid = below.oid
-         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace",
+         UNION
+         SELECT 'x', pg_catalog.max(oid)::pg_catalog.text, '', '', '' FROM pg_catalog.pg_class
+         UNION
+         SELECT 'r', c.relname, '', '', ''
+         FROM pg_catalog.pg_class c
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE c.relkind IN ('r', 'v', 'm', 'p', 'f')
+           AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+         UNION
+         SELECT 'd', n.nspname, c.relname, c.oid::pg_catalog.text, ''
+         FROM (SELECT oid FROM seen UNION SELECT oid FROM above
+               UNION SELECT oid FROM child WHERE oid NOT IN (SELECT oid FROM base)) AS related
+         JOIN pg_catalog.pg_class c ON c.oid = related.oid
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         UNION
+         SELECT 'n', n.nspname, c.relname, a.attname, ''
+         FROM base
+         JOIN pg_catalog.pg_class c ON c.oid = base.oid
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
+         UNION
+         SELECT 'o', o.oprname, own.nspname, own.proname, ''
+         FROM pg_catalog.pg_operator o JOIN own ON own.oid = o.oprcode
+         UNION
+         SELECT 't', t.typname, own.nspname, own.proname, ''
+         FROM pg_catalog.pg_cast c JOIN own ON own.oid = c.castfunc
+         JOIN pg_catalog.pg_type t ON t.oid = c.casttarget
+         UNION
+         SELECT 't', t.typname, own.nspname, own.proname, ''
+         FROM pg_catalog.pg_constraint k
+         JOIN pg_catalog.pg_type t ON t.oid = k.contypid
+         JOIN pg_catalog.pg_depend d ON d.classid = 'pg_catalog.pg_constraint'::pg_catalog.regclass
+           AND d.objid = k.oid AND d.refclassid = 'pg_catalog.pg_proc'::pg_catalog.regclass
+         JOIN own ON own.oid = d.refobjid
+         UNION
+         SELECT 'a', own.proname, own.nspname, own.proname, ''
+         FROM own
+         JOIN pg_catalog.pg_type t ON t.oid = own.proargtypes[0]
+         WHERE own.pronargs > 0 AND own.pronargs - own.pronargdefaults <= 1
+           AND t.typtype IN ('c', 'p', 'd')",
         rules = rules.join(", ")
     )
+}
+
+fn table(schema: &str, name: &str) -> Table {
+    Table {
+        schema: Some(schema.to_owned()),
+        name: name.to_owned(),
+    }
 }
 
 fn literal(text: &str) -> String {
@@ -266,14 +355,33 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
                     },
                 );
             }
-            ["n", newest, _, _, _] => {
+            ["x", newest, _, _, _] => {
                 catalogue.newest = newest.parse().map_err(|_| unreadable())?;
             }
-            ["d", schema, name, _, _] => {
-                catalogue.derived.insert(Table {
-                    schema: Some(schema.to_owned()),
-                    name: name.to_owned(),
-                });
+            ["r", name, _, _, _] => {
+                catalogue.relations.insert(name.to_owned());
+            }
+            ["d", schema, name, oid, _] => {
+                catalogue.derived.relations.insert(table(schema, name));
+                let oid = oid.parse().map_err(|_| unreadable())?;
+                catalogue.derived_oids.insert(oid);
+            }
+            ["n", schema, name, column, _] => {
+                let columns = &mut catalogue.derived.columns;
+                columns
+                    .entry(table(schema, name))
+                    .or_default()
+                    .insert(column.to_owned());
+            }
+            [kind @ ("o" | "t" | "a"), name, schema, function, _] => {
+                let disguised = &mut catalogue.derived.disguised;
+                let calls = match kind {
+                    "o" => &mut disguised.operators,
+                    "t" => &mut disguised.types,
+                    _ => &mut disguised.attributes,
+                };
+                let function = format!("{}.{}", unambiguous(schema), unambiguous(function));
+                calls.entry(name.to_owned()).or_default().insert(function);
             }
             _ => return Err(unreadable()),
         }

@@ -37,6 +37,7 @@ where
         catalogues,
         target,
         batch: Permit::default(),
+        schema_moves: false,
     };
     loop {
         while let Some(message) =
@@ -78,6 +79,9 @@ struct Requests<'a, W> {
     catalogues: &'a Catalogues,
     target: &'a mut W,
     batch: Permit,
+    /// Once a session has changed the schema it is not known when its change takes effect: from then on
+    /// the catalogue is read anew for each of its statements.
+    schema_moves: bool,
 }
 
 impl<W: AsyncWrite + Unpin> Requests<'_, W> {
@@ -275,20 +279,31 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     /// The catalogue as it is now: a prepared statement is read anew by the server when its tables
     /// change, so an Execute needs it as much as a new text does.
     async fn catalogue(&self) -> Result<Arc<Catalogue>, RelayError> {
-        let catalogue = self.catalogues.current().await?;
+        let catalogue = match self.schema_moves {
+            true => self.catalogues.renewed().await?,
+            false => self.catalogues.current().await?,
+        };
         self.session
             .conversation()
             .update_catalogue(Arc::clone(&catalogue));
         Ok(catalogue)
     }
 
-    async fn rule(&self, text: &[u8]) -> Result<Ruling, RelayError> {
-        let catalogue = self.catalogue().await?;
-        let ruling = self.judge.sql(text, catalogue.derived()).await;
-        if let Ruling::Allowed(allowed) = &ruling
-            && changes_schema(allowed)
-        {
-            self.catalogues.stale().await;
+    async fn rule(&mut self, text: &[u8]) -> Result<Ruling, RelayError> {
+        let analysed = match self.judge.read(text).await {
+            Ok(analysed) => analysed,
+            Err(denied) => return Ok(Ruling::Denied(denied)),
+        };
+        let mut catalogue = self.catalogue().await?;
+        if !analysed.tables().all(|table| catalogue.knows(table)) {
+            catalogue = self.catalogues.renewed().await?;
+            self.session
+                .conversation()
+                .update_catalogue(Arc::clone(&catalogue));
+        }
+        let ruling = self.judge.rule(text, analysed, catalogue.derived());
+        if let Ruling::Allowed(allowed) = &ruling {
+            self.schema_moves |= changes_schema(allowed);
         }
         Ok(ruling)
     }
