@@ -149,10 +149,11 @@ fn belongs_to(pid: u32, name: &str) -> bool {
 }
 
 /// SIGINT: PostgreSQL's fast shutdown and the gateway's clean end; SIGKILL for what does not listen.
+/// The shell's own kill: the program of that name is not on every host.
 fn end(pid: u32) {
     for (signal, patience) in [("INT", 500), ("KILL", 100)] {
-        let _ = Command::new("kill")
-            .args(["-s", signal, &pid.to_string()])
+        let _ = Command::new("sh")
+            .args(["-c", &format!("kill -s {signal} {pid}")])
             .output();
         for _ in 0..patience {
             if !is_running(pid) {
