@@ -179,6 +179,39 @@ fn a_masked_child_is_not_read_through_its_parent() {
     }
 }
 
+#[test]
+fn a_masked_column_that_was_renamed_closes_its_table() {
+    let server = Postgres::start();
+    server.admin("ALTER TABLE customers RENAME card_number TO pan");
+    let gateway = Gateway::in_front_of(&server);
+    gateway
+        .psql(["SELECT id, pan FROM customers"])
+        .complains("has no column card_number, which is to be masked");
+    gateway.psql(["SELECT count(*) FROM orders"]).succeeds();
+}
+
+/// search_path begins with the schema named like the user.
+#[test]
+fn unqualified_names_outside_of_public() {
+    let server = Postgres::start();
+    server.admin(
+        "CREATE SCHEMA shop_app; CREATE VIEW shop_app.people AS SELECT card_number AS n FROM customers;
+         CREATE TABLE shop_app.ledger AS SELECT 1 AS sum;
+         GRANT USAGE ON SCHEMA shop_app TO PUBLIC; GRANT SELECT ON ALL TABLES IN SCHEMA shop_app TO PUBLIC",
+    );
+    let gateway = Gateway::in_front_of(&server);
+    for name in ["people", "shop_app.people"] {
+        gateway
+            .psql([&*format!("SELECT * FROM {name}")])
+            .complains("shows masked columns");
+    }
+    for name in ["ledger", "shop_app.ledger"] {
+        gateway
+            .psql([&*format!("SELECT * FROM {name}")])
+            .complains("may not run sql:select on table shop_app.ledger");
+    }
+}
+
 /// An operator or a cast of the database's own is a function that policies must permit.
 #[test]
 fn operators_and_casts_call_functions() {

@@ -16,6 +16,11 @@ pub struct Derived {
     pub relations: BTreeSet<Table>,
     /// The columns of the masked tables, also those that are not masked.
     pub columns: BTreeMap<Table, BTreeSet<String>>,
+    /// Tables that lack a column which should be masked: it was renamed, or the rule has it wrong.
+    pub lacking: BTreeMap<Table, String>,
+    /// Relations that an unqualified name finds outside of `public`, with their schemas: in the schema of
+    /// the user's own name, or where an administrator has put the role's search_path.
+    pub elsewhere: BTreeMap<String, String>,
     /// Functions of the database's own that an operator, a cast or an attribute calls.
     pub disguised: Disguised,
 }
@@ -96,12 +101,14 @@ impl Judge {
     }
 
     fn statement(&self, statement: &Statement, derived: &Derived) -> Verdict {
-        if let Some(denial) =
-            reads_derived(statement, derived).or_else(|| calls_with_row(statement, derived))
+        if let Some(denial) = reads_derived(statement, derived)
+            .or_else(|| uses_lacking(statement, derived))
+            .or_else(|| calls_with_row(statement, derived))
         {
             return Verdict::Deny(denial);
         }
         let statement = with_disguised(statement, &derived.disguised);
+        let statement = located(statement, &derived.elsewhere);
         evaluate(
             &self.policies,
             &self.principal,
@@ -119,7 +126,12 @@ fn reads_derived(statement: &Statement, derived: &Derived) -> Option<Denial> {
         .reads
         .iter()
         .chain(&statement.writes)
-        .find(|table| derived.relations.contains(&qualified(table)))?;
+        .find(|table| {
+            derived
+                .relations
+                .iter()
+                .any(|relation| may_be(table, relation))
+        })?;
     let name = &table.name;
     Some(Denial {
         rule: "mask:derived".to_owned(),
@@ -128,6 +140,28 @@ fn reads_derived(statement: &Statement, derived: &Derived) -> Option<Denial> {
             "Rule mask:derived: \"{name}\" is a view, parent, child or partition of a table with masked columns."
         ),
         hint: "Select from the table itself; its masked columns come back masked.".to_owned(),
+    })
+}
+
+/// A mask that matches nothing hides nothing. Definitions may still be changed, to add the column.
+fn uses_lacking(statement: &Statement, derived: &Derived) -> Option<Denial> {
+    let used = statement
+        .effects
+        .iter()
+        .filter(|(verb, _)| **verb != sql::Verb::Ddl);
+    let (table, column) = used.flat_map(|(_, tables)| tables).find_map(|used| {
+        derived
+            .lacking
+            .iter()
+            .find(|(lacking, _)| may_be(used, lacking))
+    })?;
+    Some(Denial {
+        rule: "mask:missing-column".to_owned(),
+        message: format!("table {table} has no column {column}, which is to be masked"),
+        detail: format!(
+            "Rule mask:missing-column: what {column} was may be shown under another name, so {table} is closed."
+        ),
+        hint: "The operator of this gateway must correct its mask rules.".to_owned(),
     })
 }
 
@@ -184,12 +218,43 @@ fn with_disguised<'s>(statement: &'s Statement, disguised: &Disguised) -> Cow<'s
     Cow::Owned(statement)
 }
 
-/// Unqualified names are looked up in `public`: start-up and policy keep `search_path` as it is.
-fn qualified(table: &Table) -> Table {
-    Table {
-        schema: table.schema.clone().or_else(|| Some("public".to_owned())),
-        name: table.name.clone(),
+/// An unqualified name may be that of a relation in any schema: search_path decides, and may change.
+fn may_be(written: &Table, relation: &Table) -> bool {
+    written.name == relation.name && (written.schema.is_none() || written.schema == relation.schema)
+}
+
+/// The statement with the schemas of the tables that search_path finds elsewhere than in `public`.
+fn located<'s>(
+    statement: Cow<'s, Statement>,
+    elsewhere: &BTreeMap<String, String>,
+) -> Cow<'s, Statement> {
+    let schema_of = |table: &Table| match table.schema {
+        None => elsewhere.get(&table.name),
+        Some(_) => None,
+    };
+    if !statement
+        .effects
+        .values()
+        .flatten()
+        .any(|table| schema_of(table).is_some())
+    {
+        return statement;
     }
+    let locate = |tables: &BTreeSet<Table>| -> BTreeSet<Table> {
+        let located = tables.iter().map(|table| Table {
+            schema: table.schema.as_ref().or(schema_of(table)).cloned(),
+            name: table.name.clone(),
+        });
+        located.collect()
+    };
+    let mut statement = statement.into_owned();
+    statement
+        .effects
+        .values_mut()
+        .for_each(|tables| *tables = locate(tables));
+    statement.reads = locate(&statement.reads);
+    statement.writes = locate(&statement.writes);
+    Cow::Owned(statement)
 }
 
 fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
@@ -273,6 +338,58 @@ mod tests {
         ] {
             let denial = calls_with_row(&statement(text), &derived);
             assert_eq!(denial.is_some(), refused, "{text}: {denial:?}");
+        }
+    }
+
+    #[test]
+    fn unqualified_names_count_as_the_schema_they_are_found_in() {
+        let elsewhere = BTreeMap::from([("ledger".to_owned(), "app".to_owned())]);
+        for (text, table) in [
+            ("SELECT * FROM ledger", "app.ledger"),
+            ("SELECT * FROM public.ledger", "public.ledger"),
+            ("SELECT * FROM orders", "orders"),
+        ] {
+            let statement = statement(text);
+            let located = located(Cow::Borrowed(&statement), &elsewhere);
+            let reads: Vec<String> = located.reads.iter().map(ToString::to_string).collect();
+            assert_eq!(reads, [table], "{text}");
+            assert_eq!(located.effects[&sql::Verb::Select], located.reads, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_table_without_its_masked_column_is_closed() {
+        let derived = Derived {
+            lacking: BTreeMap::from([(customers(), "card".to_owned())]),
+            ..Derived::default()
+        };
+        for (text, refused) in [
+            ("SELECT id FROM customers", true),
+            ("UPDATE public.customers SET id = id RETURNING *", true),
+            ("SELECT id FROM archive.customers", false),
+            ("ALTER TABLE customers ADD card text", false),
+        ] {
+            let denial = uses_lacking(&statement(text), &derived);
+            assert_eq!(denial.is_some(), refused, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_view_over_a_masked_table_is_refused_in_whatever_schema() {
+        let derived = Derived {
+            relations: BTreeSet::from([Table {
+                schema: Some("app".to_owned()),
+                name: "people".to_owned(),
+            }]),
+            ..Derived::default()
+        };
+        for (text, refused) in [
+            ("SELECT * FROM app.people", true),
+            ("SELECT * FROM people", true),
+            ("SELECT * FROM public.people", false),
+        ] {
+            let denial = reads_derived(&statement(text), &derived);
+            assert_eq!(denial.is_some(), refused, "{text}");
         }
     }
 

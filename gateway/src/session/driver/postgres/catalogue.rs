@@ -138,6 +138,8 @@ impl Catalogues {
 /// * `d, schema, name` for every relation below them, and above them: a parent's rows include its
 ///   children's and carry the parent's origin;
 /// * `n, schema, table, column` for every column of the tables named;
+/// * `m, schema, table, column` for every mask whose table exists without the column;
+/// * `s, schema, name` for every relation that an unqualified name finds elsewhere than in `public`;
 /// * `o`, `t` and `a`, `name, schema, function`: functions of the database's own that are called by an
 ///   operator, by a cast to a type (the cast's function, a domain's checks), or by an attribute of a row.
 ///   Those of extensions are left out: an extension's operators are its installer's decision, and citext
@@ -224,6 +226,16 @@ fn question(masks: &[MaskRule]) -> String {
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
          UNION
+         SELECT 'm', n.nspname, c.relname, rule.attname, ''
+         FROM rule
+         JOIN pg_catalog.pg_namespace n ON n.nspname = rule.nspname
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = rule.relname
+         WHERE NOT EXISTS (SELECT 1 FROM base WHERE base.number = rule.number)
+         UNION
+         SELECT 's', n.nspname, c.relname, '', ''
+         FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         WHERE n.nspname NOT IN ('public', 'pg_catalog') AND pg_catalog.pg_table_is_visible(c.oid)
+         UNION
          SELECT 'o', o.oprname, own.nspname, own.proname, ''
          FROM pg_catalog.pg_operator o JOIN own ON own.oid = o.oprcode
          UNION
@@ -290,6 +302,14 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
             }
             ["d", schema, name, _, _] => {
                 catalogue.derived.relations.insert(table(schema, name));
+            }
+            ["m", schema, name, column, _] => {
+                let lacking = &mut catalogue.derived.lacking;
+                lacking.insert(table(schema, name), column.to_owned());
+            }
+            ["s", schema, name, _, _] => {
+                let elsewhere = &mut catalogue.derived.elsewhere;
+                elsewhere.insert(name.to_owned(), schema.to_owned());
             }
             ["n", schema, name, column, _] => {
                 let columns = &mut catalogue.derived.columns;
