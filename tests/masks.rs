@@ -179,6 +179,17 @@ fn a_masked_child_is_not_read_through_its_parent() {
     }
 }
 
+#[test]
+fn a_masked_column_that_was_renamed_closes_its_table() {
+    let server = Postgres::start();
+    server.admin("ALTER TABLE customers RENAME card_number TO pan");
+    let gateway = Gateway::in_front_of(&server);
+    gateway
+        .psql(["SELECT id, pan FROM customers"])
+        .complains("has no column card_number, which is to be masked");
+    gateway.psql(["SELECT count(*) FROM orders"]).succeeds();
+}
+
 /// An operator or a cast of the database's own is a function that policies must permit.
 #[test]
 fn operators_and_casts_call_functions() {

@@ -17,6 +17,8 @@ pub struct Derived {
     pub relations: BTreeSet<Table>,
     /// The columns of the masked tables, also those that are not masked.
     pub columns: BTreeMap<Table, BTreeSet<String>>,
+    /// Tables that lack a column which should be masked: it was renamed, or the rule has it wrong.
+    pub lacking: BTreeMap<Table, String>,
     /// Functions of the database's own that an operator, a cast or an attribute calls.
     pub disguised: Disguised,
 }
@@ -106,8 +108,9 @@ impl Judge {
     }
 
     fn statement(&self, statement: &Statement, derived: &Derived) -> Verdict {
-        if let Some(denial) =
-            reads_derived(statement, derived).or_else(|| calls_with_row(statement, derived))
+        if let Some(denial) = reads_derived(statement, derived)
+            .or_else(|| uses_lacking(statement, derived))
+            .or_else(|| calls_with_row(statement, derived))
         {
             return Verdict::Deny(denial);
         }
@@ -138,6 +141,28 @@ fn reads_derived(statement: &Statement, derived: &Derived) -> Option<Denial> {
             "Rule mask:derived: \"{name}\" is a view, parent, child or partition of a table with masked columns."
         ),
         hint: "Select from the table itself; its masked columns come back masked.".to_owned(),
+    })
+}
+
+/// A mask that matches nothing hides nothing. Definitions may still be changed, to add the column.
+fn uses_lacking(statement: &Statement, derived: &Derived) -> Option<Denial> {
+    let used = statement
+        .effects
+        .iter()
+        .filter(|(verb, _)| **verb != sql::Verb::Ddl);
+    let (table, column) = used.flat_map(|(_, tables)| tables).find_map(|used| {
+        derived
+            .lacking
+            .iter()
+            .find(|(lacking, _)| is_meant(used, lacking))
+    })?;
+    Some(Denial {
+        rule: "mask:missing-column".to_owned(),
+        message: format!("table {table} has no column {column}, which is to be masked"),
+        detail: format!(
+            "Rule mask:missing-column: what {column} was may be shown under another name, so {table} is closed."
+        ),
+        hint: "The operator of this gateway must correct its mask rules.".to_owned(),
     })
 }
 
@@ -275,6 +300,42 @@ mod tests {
         ] {
             let denial = calls_with_row(&statement(text), &derived);
             assert_eq!(denial.is_some(), refused, "{text}: {denial:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_without_its_masked_column_is_closed() {
+        let derived = Derived {
+            lacking: BTreeMap::from([(customers(), "card".to_owned())]),
+            ..Derived::default()
+        };
+        for (text, refused) in [
+            ("SELECT id FROM customers", true),
+            ("UPDATE public.customers SET id = id RETURNING *", true),
+            ("SELECT id FROM archive.customers", false),
+            ("ALTER TABLE customers ADD card text", false),
+        ] {
+            let denial = uses_lacking(&statement(text), &derived);
+            assert_eq!(denial.is_some(), refused, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_view_over_a_masked_table_is_refused_in_whatever_schema() {
+        let derived = Derived {
+            relations: BTreeSet::from([Table {
+                schema: Some("app".to_owned()),
+                name: "people".to_owned(),
+            }]),
+            ..Derived::default()
+        };
+        for (text, refused) in [
+            ("SELECT * FROM app.people", true),
+            ("SELECT * FROM people", true),
+            ("SELECT * FROM public.people", false),
+        ] {
+            let denial = reads_derived(&statement(text), &derived);
+            assert_eq!(denial.is_some(), refused, "{text}");
         }
     }
 

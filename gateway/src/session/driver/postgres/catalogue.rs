@@ -193,6 +193,7 @@ impl Catalogues {
 ///   children's and carry the parent's origin;
 /// * `x, oid` of the newest relation, and `r, name` for every relation outside of the system's schemas;
 /// * `n, schema, table, column` for every column of the tables named;
+/// * `m, schema, table, column` for every mask whose table exists without the column;
 /// * `o`, `t` and `a`, `name, schema, function`: functions of the database's own that are called by an
 ///   operator, by a cast to a type (the cast's function, a domain's checks), or by an attribute of a row.
 ///   Those of extensions are left out: an extension's operators are its installer's decision, and citext
@@ -287,6 +288,12 @@ fn question(masks: &[MaskRule]) -> String {
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND NOT a.attisdropped
          UNION
+         SELECT 'm', n.nspname, c.relname, rule.attname, ''
+         FROM rule
+         JOIN pg_catalog.pg_namespace n ON n.nspname = rule.nspname
+         JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = rule.relname
+         WHERE NOT EXISTS (SELECT 1 FROM base WHERE base.number = rule.number)
+         UNION
          SELECT 'o', o.oprname, own.nspname, own.proname, ''
          FROM pg_catalog.pg_operator o JOIN own ON own.oid = o.oprcode
          UNION
@@ -365,6 +372,10 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
                 catalogue.derived.relations.insert(table(schema, name));
                 let oid = oid.parse().map_err(|_| unreadable())?;
                 catalogue.derived_oids.insert(oid);
+            }
+            ["m", schema, name, column, _] => {
+                let lacking = &mut catalogue.derived.lacking;
+                lacking.insert(table(schema, name), column.to_owned());
             }
             ["n", schema, name, column, _] => {
                 let columns = &mut catalogue.derived.columns;
