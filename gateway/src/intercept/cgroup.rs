@@ -21,13 +21,28 @@ pub fn cgroup2_mount() -> Result<PathBuf, InterceptError> {
 
 /// Moves this process below the gateway's cgroup. Call it before the listeners are made: a socket carries
 /// the cgroup of its creator for ever, an accepted one its listener's, and the kernel side of the handshake
-/// is attached there.
+/// is attached there. A process that is there already stays where it is: systemd wants a unit's processes
+/// in the unit's own cgroup.
 pub fn join_gateway_cgroup(kernel: &config::Kernel) -> Result<(), InterceptError> {
+    let path = Path::new("/proc/self/cgroup");
+    let own = fs::read_to_string(path).map_err(|error| InterceptError::file(path, error))?;
+    if is_below(&own, &kernel.gateway_cgroup) {
+        return Ok(());
+    }
     let cgroup = cgroup2_mount()?
         .join(&kernel.gateway_cgroup)
         .join("gateway");
     create(&cgroup)?;
     enter(&cgroup)
+}
+
+/// Whether the version 2 line of a `/proc/PID/cgroup` names a cgroup below `ancestor`.
+fn is_below(proc_cgroup: &str, ancestor: &str) -> bool {
+    let own = proc_cgroup
+        .lines()
+        .find_map(|line| line.strip_prefix("0::/"));
+    let below = own.and_then(|own| own.strip_prefix(ancestor));
+    below.is_some_and(|rest| rest.starts_with('/'))
 }
 
 /// Creates a cgroup and its parents, if they are not there.
@@ -110,6 +125,20 @@ fn unescape(field: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn below_the_gateways_cgroup() {
+        for (text, expected) in [
+            ("0::/sluice.slice/sluice.service\n", true),
+            ("5:pids:/x\n0::/sluice.slice/gateway\n", true),
+            ("0::/sluice.slice\n", false),
+            ("0::/sluice.slice2/gateway\n", false),
+            ("5:pids:/sluice.slice/gateway\n0::/\n", false),
+            ("", false),
+        ] {
+            assert_eq!(is_below(text, "sluice.slice"), expected, "{text}");
+        }
+    }
 
     #[test]
     fn mounts() {
