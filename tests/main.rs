@@ -10,6 +10,7 @@ mod denials;
 mod evidence;
 mod gateway_killed;
 mod hostile_bytes;
+mod hostile_pipelines;
 mod intercept;
 mod interception;
 mod masks;

@@ -166,6 +166,15 @@ impl Allowed {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn of_verb(verb: &str) -> Self {
+        let mut allowed = Self::for_tests(1);
+        for statement in &mut allowed.statements {
+            statement.verbs = vec![verb.to_owned()];
+        }
+        allowed
+    }
+
     pub fn statements(&self) -> &[AllowedStatement] {
         &self.statements
     }

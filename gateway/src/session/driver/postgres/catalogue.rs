@@ -399,3 +399,21 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
     }
     Ok(catalogue)
 }
+
+#[cfg(test)]
+impl Catalogue {
+    /// One masked text column.
+    pub(super) fn masking_for_tests(table: u32, attribute: i16) -> Self {
+        let column = MaskedColumn {
+            name: "public.t.c".to_owned(),
+            transform: Transform::Redact,
+            text_like: true,
+        };
+        Self {
+            columns: HashMap::from([((table, attribute), column)]),
+            newest: u32::MAX,
+            masks: true,
+            ..Self::default()
+        }
+    }
+}

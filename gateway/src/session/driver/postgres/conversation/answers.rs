@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Conversation;
-use super::pending::Pending;
+use super::pending::{Pending, Removed};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
@@ -156,10 +156,13 @@ impl Conversation {
 
     fn columns_known(&mut self, plan: Arc<Plan>) {
         self.plan = plan;
-        if let Some(Pending::OwnDescribe {
-            binary: Some(waiting),
-        }) = self.pending.pop_front()
-        {
+        let Some(Pending::OwnDescribe { binary, rows }) = self.pending.pop_front() else {
+            return;
+        };
+        if let Some(plan) = rows.get() {
+            self.plan = Arc::clone(plan);
+        }
+        if let Some(waiting) = binary {
             // Whoever waited may have gone with its connection.
             let _ = waiting.send(self.plan.binary().map(str::to_owned));
         }
@@ -215,7 +218,12 @@ impl Conversation {
                     done.push(operation.done(outcome, None, tag));
                 }
             }
-            Some(Pending::Execute { operation, .. }) => {
+            Some(Pending::Execute {
+                operation, rows, ..
+            }) => {
+                if outcome == StatementOutcome::Suspended {
+                    rows.get_or_init(|| Arc::clone(&self.plan));
+                }
                 done.extend(operation.take().map(|it| it.done(outcome, None, tag)));
                 self.pending.pop_front();
             }
@@ -243,6 +251,11 @@ impl Conversation {
             index += 1;
             !(inside && matches!(pending, Pending::Sync | Pending::CopyEnd))
         });
+        self.syncs = self
+            .pending
+            .iter()
+            .filter(|pending| matches!(pending, Pending::Sync))
+            .count();
         self.copy_in = end.is_none();
         delivery.unchanged(message);
         Ok(())
@@ -259,6 +272,7 @@ impl Conversation {
         // Only an ordinary error can be the one a replaced message provoked.
         let ordinary = fields.contains(&(b'S', b"ERROR")) || fields.contains(&(b'V', b"ERROR"));
         self.copy_in = false;
+        self.copy_data = false;
         match self.pending.front_mut() {
             Some(Pending::Denied {
                 denial,
@@ -293,7 +307,7 @@ impl Conversation {
     fn skip_to_sync(&mut self) {
         self.failed = true;
         for pending in &mut self.pending {
-            if let Pending::OwnDescribe { binary } = pending {
+            if let Pending::OwnDescribe { binary, .. } = pending {
                 *binary = None;
             }
         }
@@ -311,7 +325,7 @@ impl Conversation {
         let sensitive = match self.pending.front() {
             Some(
                 Pending::Query { sensitive, .. }
-                | Pending::Bind { sensitive }
+                | Pending::Bind { sensitive, .. }
                 | Pending::Execute { sensitive, .. },
             ) => *sensitive,
             Some(Pending::Parse { allowed, .. }) => allowed.sensitive(),
@@ -325,6 +339,7 @@ impl Conversation {
 
     /// ReadyForQuery: a simple query, or everything up to a Sync, is over.
     fn ready(&mut self, message: &Message, done: &mut Vec<Outcome>) -> Result<(), ProtocolError> {
+        self.copy_data = false;
         if std::mem::take(&mut self.failed) {
             let sync = self
                 .pending
@@ -332,6 +347,7 @@ impl Conversation {
                 .position(|pending| matches!(pending, Pending::Sync))
                 .ok_or_else(|| out_of_step(message))?;
             let over: Vec<Pending> = self.pending.drain(..=sync).collect();
+            self.syncs -= 1;
             self.undo(over, done);
             return Ok(());
         }
@@ -344,13 +360,14 @@ impl Conversation {
                 );
                 Ok(())
             }
-            Some(
-                Pending::Sync
-                | Pending::Denied {
-                    ends_with_ready: true,
-                    ..
-                },
-            ) => Ok(()),
+            Some(Pending::Sync) => {
+                self.syncs -= 1;
+                Ok(())
+            }
+            Some(Pending::Denied {
+                ends_with_ready: true,
+                ..
+            }) => Ok(()),
             _ => Err(out_of_step(message)),
         }
     }
@@ -370,29 +387,68 @@ impl Conversation {
                         .rev()
                         .map(|it| it.done(StatementOutcome::Skipped, None, None)),
                 ),
-                Pending::Parse {
-                    name,
-                    allowed,
-                    replaced,
-                } => {
-                    let current = self.statements.get(&name);
-                    if current.is_some_and(|current| Arc::ptr_eq(current, &allowed)) {
-                        match replaced {
-                            Some(replaced) => self.statements.insert(name, replaced),
-                            None => self.statements.remove(&name),
-                        };
-                    }
-                }
-                Pending::Close {
-                    name: Some(name),
-                    removed: Some(removed),
-                } => {
-                    self.statements.entry(name).or_insert(removed);
-                }
-                _ => {}
+                undone => self.restore(undone),
             }
         }
         done.extend(skipped.into_iter().rev());
+    }
+}
+
+impl Conversation {
+    /// Takes back what one message that did not run did to the names. What was known of a name is not
+    /// restored when statements since then may have given it another meaning.
+    fn restore(&mut self, undone: Pending) {
+        let current = self.naming;
+        match undone {
+            Pending::Parse {
+                name,
+                allowed,
+                replaced,
+                naming,
+            } => {
+                let known = self.statements.get(&name);
+                if known.is_some_and(|known| Arc::ptr_eq(known, &allowed)) {
+                    match replaced.filter(|_| naming == current) {
+                        Some(replaced) => self.statements.insert(name, replaced),
+                        None => self.statements.remove(&name),
+                    };
+                }
+            }
+            Pending::Bind {
+                portal,
+                rows,
+                replaced,
+                naming,
+                ..
+            } => {
+                let known = self.portals.get(&portal);
+                if known.is_some_and(|known| Arc::ptr_eq(&known.rows, &rows)) {
+                    match replaced {
+                        Some(replaced) => {
+                            self.portals
+                                .insert(portal, replaced.known_since(naming == current));
+                        }
+                        None => drop(self.portals.remove(&portal)),
+                    }
+                }
+            }
+            Pending::Close {
+                name,
+                removed: Some(Removed::Statement(removed)),
+                naming,
+            } if naming == current => {
+                self.statements.entry(name).or_insert(removed);
+            }
+            Pending::Close {
+                name,
+                removed: Some(Removed::Portal(removed)),
+                naming,
+            } => {
+                let removed = removed.known_since(naming == current);
+                self.portals.entry(name).or_insert(removed);
+            }
+            _ => {}
+        }
     }
 }
 

@@ -8,7 +8,7 @@
 //! Pure: messages in, [`Delivery`] and [`Outcome`]s out.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use self::pending::{Name, Pending};
 use super::catalogue::Catalogue;
@@ -23,7 +23,7 @@ mod tests;
 
 /// More messages in flight than this and the agent has to wait. PostgreSQL may hold back 8 KiB of
 /// answers until a Flush or Sync, 5 bytes at the least each: a lower limit could wait for ever.
-pub const MAX_IN_FLIGHT: usize = 16 << 10;
+const MAX_IN_FLIGHT: usize = 16 << 10;
 
 /// Prepared statements, and portals, that one session may have open. The server would keep more; the
 /// gateway's memory per session is bounded.
@@ -35,7 +35,23 @@ struct Portal {
     allowed: Option<Arc<Allowed>>,
     parameters: usize,
     binary: bool,
+    rows: Rows,
 }
+
+impl Portal {
+    /// The portal, its statement forgotten unless its name has meant the same all along.
+    fn known_since(mut self, same: bool) -> Self {
+        if !same {
+            self.allowed = None;
+        }
+        self
+    }
+}
+
+/// How the rows that a portal holds back are masked: as its first ones were. A portal that runs FETCH or
+/// EXECUTE keeps the rows of the cursor or statement it ran first, while its description is that of
+/// whatever bears that name now.
+type Rows = Arc<OnceLock<Arc<Plan>>>;
 
 /// What is to be executed through a portal.
 #[derive(Debug)]
@@ -44,6 +60,7 @@ pub struct Execution {
     pub parameters: Option<usize>,
     /// Whether rows may come in binary: then their columns must be known before anything runs.
     pub binary: bool,
+    rows: Rows,
 }
 
 #[derive(Debug)]
@@ -53,6 +70,12 @@ pub struct Conversation {
     failed: bool,
     /// The server is reading COPY data: it ignores Sync and Flush.
     copy_in: bool,
+    /// COPY data has been sent whose end has not.
+    copy_data: bool,
+    /// Syncs in flight.
+    syncs: usize,
+    /// Counts the statements that can give known names another meaning.
+    naming: u64,
     statements: HashMap<Name, Arc<Allowed>>,
     portals: HashMap<Name, Portal>,
     /// The columns of the rows that come next.
@@ -67,6 +90,9 @@ impl Conversation {
             pending: VecDeque::new(),
             failed: false,
             copy_in: false,
+            copy_data: false,
+            syncs: 0,
+            naming: 0,
             statements: HashMap::new(),
             portals: HashMap::new(),
             plan: Arc::default(),
@@ -83,8 +109,20 @@ impl Conversation {
         self.catalogue = catalogue;
     }
 
-    pub fn in_flight(&self) -> usize {
+    /// Whether the next message has to wait for answers. A server that skips gives none.
+    pub fn is_full(&self) -> bool {
+        self.pending.len() >= MAX_IN_FLIGHT && !self.is_skipping()
+    }
+
+    #[cfg(test)]
+    fn in_flight(&self) -> usize {
         self.pending.len()
+    }
+
+    /// Whether the server skips what is sent now: it has failed, and the Sync that ends its skipping has
+    /// not been sent. Nothing will be answered before that, so nothing is waited for.
+    pub fn is_skipping(&self) -> bool {
+        self.failed && self.syncs == 0
     }
 
     /// Whether the session holds more names open than it may.

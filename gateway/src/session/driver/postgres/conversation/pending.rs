@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
+use super::{Portal, Rows};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::session::decide::Allowed;
@@ -25,22 +26,30 @@ pub(super) enum Pending {
         name: Name,
         allowed: Arc<Allowed>,
         replaced: Option<Arc<Allowed>>,
+        naming: u64,
     },
     Bind {
         sensitive: bool,
+        portal: Name,
+        rows: Rows,
+        replaced: Option<Portal>,
+        naming: u64,
     },
     Describe,
     /// The gateway's own Describe; whoever holds an Execute back waits for what it finds.
     OwnDescribe {
         binary: Option<oneshot::Sender<Option<String>>>,
+        rows: Rows,
     },
     Execute {
         operation: Option<Operation>,
         sensitive: bool,
+        rows: Rows,
     },
     Close {
-        name: Option<Name>,
-        removed: Option<Arc<Allowed>>,
+        name: Name,
+        removed: Option<Removed>,
+        naming: u64,
     },
     Sync,
     /// A message that was replaced by one the server must refuse.
@@ -50,6 +59,13 @@ pub(super) enum Pending {
     },
     /// CopyDone or CopyFail: no answer of its own.
     CopyEnd,
+}
+
+/// What a Close took away.
+#[derive(Debug)]
+pub(super) enum Removed {
+    Statement(Arc<Allowed>),
+    Portal(Portal),
 }
 
 /// A statement that is running upstream.

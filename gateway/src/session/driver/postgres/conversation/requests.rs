@@ -4,31 +4,45 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::pending::{Operation, Pending};
-use super::{Conversation, Execution, Portal};
+use super::pending::{Name, Operation, Pending, Removed};
+use super::{Conversation, Execution, Portal, Rows};
+use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
+use crate::protocol::postgres::ProtocolError;
 use crate::protocol::postgres::frontend::Object;
 use crate::session::decide::Allowed;
+use crate::session::record::Outcome;
+
+/// The server tells names apart by this many bytes (`NAMEDATALEN` less the NUL): what is longer is the
+/// same statement or portal to it, and must be to us, or evidence would name another than the one that ran.
+const NAME: usize = 63;
+
+/// Statements that may give a prepared statement's name to another without a message of the protocol.
+const RENAMES_STATEMENTS: [&str; 2] = ["sql:prepare", "sql:do"];
+/// The same for portals.
+const RENAMES_PORTALS: [&str; 2] = ["sql:declare", "sql:do"];
 
 impl Conversation {
-    /// A simple query that may run; returns the number of its first statement.
-    pub fn query(&mut self, allowed: &Allowed) -> u64 {
+    /// A simple query that may run; returns the number of its first statement, and the outcomes of its
+    /// statements when they are known already.
+    pub fn query(&mut self, allowed: &Allowed) -> (u64, Vec<Outcome>) {
         let first = self.next_stmt;
         let operations = allowed
             .statements()
             .iter()
             .map(|_| Operation::new(self.number()))
             .collect();
-        self.pending.push_back(Pending::Query {
+        self.names_move(allowed);
+        let skipped = self.queue(Pending::Query {
             operations,
             sensitive: allowed.sensitive(),
         });
-        first
+        (first, skipped)
     }
 
     /// A message that was replaced; returns the number its statement would have had.
     pub fn denied(&mut self, denial: Denial, ends_with_ready: bool) -> u64 {
-        self.pending.push_back(Pending::Denied {
+        self.queue(Pending::Denied {
             denial,
             ends_with_ready,
         });
@@ -36,11 +50,16 @@ impl Conversation {
     }
 
     pub fn parse(&mut self, name: &[u8], allowed: Arc<Allowed>) {
-        let replaced = self.statements.insert(name.to_vec(), Arc::clone(&allowed));
-        self.pending.push_back(Pending::Parse {
-            name: name.to_vec(),
+        if self.is_skipping() {
+            return;
+        }
+        let name = known_as(name);
+        let replaced = self.statements.insert(name.clone(), Arc::clone(&allowed));
+        self.queue(Pending::Parse {
+            name,
             allowed,
             replaced,
+            naming: self.naming,
         });
     }
 
@@ -52,27 +71,43 @@ impl Conversation {
         parameters: usize,
         binary: bool,
     ) -> bool {
-        let allowed = self.statements.get(statement).cloned();
+        let allowed = self.statements.get(&known_as(statement)).cloned();
         let sensitive = self.sensitive(allowed.as_deref());
-        self.portals.insert(
-            portal.to_vec(),
+        if self.is_skipping() {
+            return sensitive;
+        }
+        let name = known_as(portal);
+        let rows = Rows::default();
+        let replaced = self.portals.insert(
+            name.clone(),
             Portal {
                 allowed,
                 parameters,
                 binary,
+                rows: Arc::clone(&rows),
             },
         );
-        self.pending.push_back(Pending::Bind { sensitive });
+        self.queue(Pending::Bind {
+            sensitive,
+            portal: name,
+            rows,
+            replaced,
+            naming: self.naming,
+        });
         sensitive
     }
 
     pub fn describe(&mut self) {
-        self.pending.push_back(Pending::Describe);
+        self.queue(Pending::Describe);
     }
 
-    /// The gateway asks for a portal's columns. With `wait`, the answer names a masked column in
-    /// binary, if there is one; it is dropped when the server never got to it.
-    pub fn own_describe(&mut self, wait: bool) -> Option<oneshot::Receiver<Option<String>>> {
+    /// The gateway asks for the columns of the portal that is to be executed. With `wait`, the answer
+    /// names a masked column in binary, if there is one; it is dropped when the server never got to it.
+    pub fn own_describe(
+        &mut self,
+        execution: &Execution,
+        wait: bool,
+    ) -> Option<oneshot::Receiver<Option<String>>> {
         // A server that is skipping to the next Sync would not answer.
         let (sender, receiver) = if wait && !self.failed {
             let (sender, receiver) = oneshot::channel();
@@ -80,57 +115,130 @@ impl Conversation {
         } else {
             (None, None)
         };
-        self.pending
-            .push_back(Pending::OwnDescribe { binary: sender });
+        self.queue(Pending::OwnDescribe {
+            binary: sender,
+            rows: Arc::clone(&execution.rows),
+        });
         receiver
     }
 
     /// What an Execute of this portal would run.
     pub fn execution(&self, portal: &[u8]) -> Execution {
-        let known = self.portals.get(portal);
-        let allowed = known.and_then(|portal| portal.allowed.clone());
+        let known = self.portals.get(&known_as(portal));
+        let allowed = known
+            .and_then(|portal| portal.allowed.clone())
+            // Several statements in one Parse: the server refuses that.
+            .filter(|allowed| allowed.statements().len() <= 1);
         Execution {
             allowed: allowed.unwrap_or_else(|| Arc::new(Allowed::prepared_in_sql(portal))),
             parameters: known.map(|portal| portal.parameters),
             binary: known.is_none_or(|portal| portal.binary),
+            rows: known.map_or_else(Rows::default, |portal| Arc::clone(&portal.rows)),
         }
     }
 
-    /// Returns the number of the statement that is executed.
-    pub fn execute(&mut self, execution: &Execution) -> u64 {
+    /// Returns the number of the statement that is executed, and its outcome when that is known already.
+    pub fn execute(&mut self, execution: &Execution) -> (u64, Vec<Outcome>) {
         let operation = match execution.allowed.statements() {
             [] => None,
             _ => Some(Operation::new(self.number())),
         };
         let stmt = operation.as_ref().map_or(self.next_stmt, |it| it.stmt);
+        self.names_move(&execution.allowed);
         let sensitive = self.sensitive(Some(&execution.allowed));
-        self.pending.push_back(Pending::Execute {
+        let skipped = self.queue(Pending::Execute {
             operation,
             sensitive,
+            rows: Arc::clone(&execution.rows),
         });
-        stmt
+        (stmt, skipped)
     }
 
     pub fn close(&mut self, object: Object<'_>) {
+        if self.is_skipping() {
+            return;
+        }
         let (name, removed) = match object {
-            Object::Statement(name) => (Some(name.to_vec()), self.statements.remove(name)),
+            Object::Statement(name) => {
+                let name = known_as(name);
+                let removed = self.statements.remove(&name).map(Removed::Statement);
+                (name, removed)
+            }
             Object::Portal(name) => {
-                self.portals.remove(name);
-                (None, None)
+                let name = known_as(name);
+                let removed = self.portals.remove(&name).map(Removed::Portal);
+                (name, removed)
             }
         };
-        self.pending.push_back(Pending::Close { name, removed });
+        self.queue(Pending::Close {
+            name,
+            removed,
+            naming: self.naming,
+        });
     }
 
-    pub fn sync(&mut self) {
-        if !self.copy_in {
-            self.pending.push_back(Pending::Sync);
+    /// # Errors
+    /// In the middle of COPY data. A server that is still copying ignores it, one whose COPY has just
+    /// failed answers it: what runs behind it could not be told from what is skipped.
+    pub fn sync(&mut self) -> Result<(), ProtocolError> {
+        if self.copy_in || self.copy_data {
+            return Err(ProtocolError::Refused(
+                "a Sync in the middle of COPY data: end the data first",
+            ));
         }
+        self.syncs += 1;
+        self.pending.push_back(Pending::Sync);
+        Ok(())
+    }
+
+    pub fn copy_data(&mut self) {
+        // After an error, and while nothing runs, the server discards it.
+        self.copy_data |= self.copy_in || !(self.failed || self.pending.is_empty());
     }
 
     pub fn copy_end(&mut self) {
-        if !std::mem::take(&mut self.copy_in) {
-            self.pending.push_back(Pending::CopyEnd);
+        self.copy_data = false;
+        // A second one in a row ends nothing, and would wait for an answer that never comes.
+        if !std::mem::take(&mut self.copy_in)
+            && !matches!(self.pending.back(), Some(Pending::CopyEnd))
+        {
+            self.queue(Pending::CopyEnd);
+        }
+    }
+
+    /// Remembers a message whose answer is to come. What the server skips is never answered: then the
+    /// outcomes of its statements come back.
+    fn queue(&mut self, pending: Pending) -> Vec<Outcome> {
+        if !self.is_skipping() {
+            self.pending.push_back(pending);
+            return Vec::new();
+        }
+        let skipped = |operation: Operation| operation.done(StatementOutcome::Skipped, None, None);
+        match pending {
+            Pending::Query { operations, .. } => operations.into_iter().map(skipped).collect(),
+            Pending::Execute { operation, .. } => operation.into_iter().map(skipped).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// From here on a known name may mean something else, which only its own leaf tells.
+    fn names_move(&mut self, allowed: &Allowed) {
+        let does = |any: &[&str]| {
+            allowed
+                .statements()
+                .iter()
+                .flat_map(|statement| &statement.verbs)
+                .any(|verb| any.contains(&verb.as_str()))
+        };
+        if does(&RENAMES_STATEMENTS) {
+            self.naming += 1;
+            self.statements.clear();
+        }
+        if does(&RENAMES_PORTALS) {
+            self.naming += 1;
+            for portal in self.portals.values_mut() {
+                portal.allowed = None;
+            }
         }
     }
 
@@ -144,4 +252,8 @@ impl Conversation {
     fn sensitive(&self, allowed: Option<&Allowed>) -> bool {
         self.catalogue.masks_anything() && allowed.is_none_or(Allowed::sensitive)
     }
+}
+
+fn known_as(name: &[u8]) -> Name {
+    name.get(..NAME).unwrap_or(name).to_vec()
 }

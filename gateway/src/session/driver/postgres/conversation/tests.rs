@@ -164,9 +164,9 @@ fn after_an_error_everything_to_sync_was_skipped() {
     extended(&mut it, b"");
     extended(&mut it, b"");
     it.query(&allowed(1));
-    it.sync();
+    it.sync().expect("no COPY");
     extended(&mut it, b"");
-    it.sync();
+    it.sync().expect("no COPY");
     check(
         &mut it,
         &[
@@ -191,9 +191,9 @@ fn a_denied_parse_fails_its_segment_and_not_the_next() {
     it.bind(b"", b"", 0, false);
     let execution = it.execution(b"");
     it.execute(&execution);
-    it.sync();
+    it.sync().expect("no COPY");
     extended(&mut it, b"");
-    it.sync();
+    it.sync().expect("no COPY");
     check(
         &mut it,
         &[
@@ -213,11 +213,11 @@ fn a_denied_parse_fails_its_segment_and_not_the_next() {
 fn a_failed_parse_leaves_the_earlier_statement_of_that_name() {
     let mut it = conversation();
     it.parse(b"s", allowed(1));
-    it.sync();
+    it.sync().expect("no COPY");
     check(&mut it, &[message(b'1', b""), ready(b'I')], "1Z", &[]);
     let before = Arc::clone(&it.statements[&b"s"[..]]);
     it.parse(b"s", allowed(1));
-    it.sync();
+    it.sync().expect("no COPY");
     check(&mut it, &[error("42P05"), ready(b'I')], "EZ", &[]);
     assert!(Arc::ptr_eq(&before, &it.statements[&b"s"[..]]));
 }
@@ -227,11 +227,11 @@ fn a_skipped_close_leaves_the_statement() {
     use crate::protocol::postgres::frontend::Object;
     let mut it = conversation();
     it.parse(b"s", allowed(1));
-    it.sync();
+    it.sync().expect("no COPY");
     check(&mut it, &[message(b'1', b""), ready(b'I')], "1Z", &[]);
     it.bind(b"", b"missing", 0, false);
     it.close(Object::Statement(b"s"));
-    it.sync();
+    it.sync().expect("no COPY");
     check(&mut it, &[error("26000"), ready(b'I')], "EZ", &[]);
     assert!(it.statements.contains_key(&b"s"[..]));
 }
@@ -242,7 +242,7 @@ fn a_suspended_portal_is_one_statement_per_execute() {
     extended(&mut it, b"");
     let execution = it.execution(b"");
     it.execute(&execution);
-    it.sync();
+    it.sync().expect("no COPY");
     check(
         &mut it,
         &[
@@ -263,10 +263,10 @@ fn a_sync_during_copy_in_is_not_answered() {
     for copy_end_first in [false, true] {
         let mut it = conversation();
         extended(&mut it, b"");
-        it.sync();
+        it.sync().expect("no COPY");
         if copy_end_first {
             it.copy_end();
-            it.sync();
+            it.sync().expect("no COPY");
         }
         check(
             &mut it,
@@ -280,7 +280,7 @@ fn a_sync_during_copy_in_is_not_answered() {
         );
         if !copy_end_first {
             it.copy_end();
-            it.sync();
+            it.sync().expect("no COPY");
         }
         check(&mut it, &[complete(), ready(b'I')], "CZ", &[(1, Done)]);
         assert_eq!(it.in_flight(), 0);
@@ -292,10 +292,10 @@ fn the_gateways_own_describe_is_not_shown() {
     let mut it = conversation();
     it.parse(b"", allowed(1));
     it.bind(b"", b"", 0, true);
-    let mut waiting = it.own_describe(true).expect("waits");
+    let mut waiting = it.own_describe(&it.execution(b""), true).expect("waits");
     let execution = it.execution(b"");
     it.execute(&execution);
-    it.sync();
+    it.sync().expect("no COPY");
     check(
         &mut it,
         &[
@@ -316,8 +316,8 @@ fn a_wait_for_columns_ends_when_the_server_skips() {
     let mut it = conversation();
     it.parse(b"", allowed(1));
     it.bind(b"", b"", 0, true);
-    let mut waiting = it.own_describe(true).expect("waits");
-    it.sync();
+    let mut waiting = it.own_describe(&it.execution(b""), true).expect("waits");
+    it.sync().expect("no COPY");
     check(&mut it, &[error("42P01"), ready(b'I')], "EZ", &[]);
     assert!(waiting.try_recv().is_err());
 }
@@ -328,11 +328,11 @@ fn a_wait_for_columns_ends_when_the_server_skips() {
 fn a_wait_for_columns_ends_when_the_bind_fails() {
     let mut it = conversation();
     it.bind(b"", b"s", 0, true);
-    let mut waiting = it.own_describe(true).expect("waits");
+    let mut waiting = it.own_describe(&it.execution(b""), true).expect("waits");
     check(&mut it, &[error("22012")], "E", &[]);
     assert!(waiting.try_recv().is_err());
-    assert!(it.own_describe(true).is_none());
-    it.sync();
+    assert!(it.own_describe(&it.execution(b""), true).is_none());
+    it.sync().expect("no COPY");
     check(&mut it, &[ready(b'I')], "Z", &[]);
     assert_eq!(it.in_flight(), 0);
 }
@@ -385,4 +385,160 @@ fn what_was_running_when_the_session_ended_is_aborted() {
     extended(&mut it, b"");
     let aborted: Vec<u64> = it.abandon().iter().map(|done| done.stmt).collect();
     assert_eq!(aborted, [1, 2, 3]);
+}
+
+fn sql(verb: &str) -> Arc<Allowed> {
+    Arc::new(Allowed::of_verb(verb))
+}
+
+fn row_description(table: u32, attribute: u16) -> Message {
+    let mut body = BytesMut::new();
+    body.put_u16(1);
+    body.extend_from_slice(b"c\0");
+    body.put_u32(table);
+    body.put_u16(attribute);
+    body.extend_from_slice(&[0, 0, 0, 25, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0]);
+    message(b'T', &body)
+}
+
+/// A portal that runs FETCH or EXECUTE keeps its rows; its description follows the name.
+#[test]
+fn a_suspended_portal_stays_masked_when_its_cursor_becomes_another() {
+    const CARD: &[u8] = b"\0\x01\0\0\0\x0fclear card text";
+    let mut it = Conversation::new(Arc::new(Catalogue::masking_for_tests(7, 1)));
+    it.parse(b"", allowed(1));
+    it.bind(b"p", b"", 0, false);
+    for _ in 0..2 {
+        let execution = it.execution(b"p");
+        it.own_describe(&execution, false);
+        it.execute(&execution);
+    }
+    it.sync().expect("no COPY");
+    let answers = [
+        message(b'1', b""),
+        message(b'2', b""),
+        row_description(7, 1),
+        message(b'D', CARD),
+        message(b's', b""),
+        row_description(8, 1),
+        message(b'D', CARD),
+        complete(),
+        ready(b'I'),
+    ];
+    let (seen, bytes) = answer(&mut it, &answers).expect("in step");
+    assert_eq!(seen.tags, "12DsDCZ");
+    assert!(!bytes.windows(10).any(|window| window == b"clear card"));
+}
+
+#[test]
+fn what_a_failed_server_skips_is_not_waited_for() {
+    let mut it = conversation();
+    it.parse(b"", allowed(1));
+    check(&mut it, &[error("42601")], "E", &[]);
+    let mut skipped = Vec::new();
+    for _ in 0..20_000 {
+        it.bind(b"", b"", 0, false);
+        let execution = it.execution(b"");
+        skipped.extend(it.execute(&execution).1);
+        assert!(!it.is_full());
+    }
+    assert_eq!(skipped.len(), 20_000);
+    assert!(skipped.iter().all(|outcome| outcome.outcome == Skipped));
+    it.sync().expect("no COPY");
+    check(&mut it, &[ready(b'I')], "Z", &[]);
+    assert_eq!(it.in_flight(), 0);
+}
+
+#[test]
+fn ends_of_no_copy_are_not_waited_for() {
+    let mut it = conversation();
+    for _ in 0..20_000 {
+        it.copy_end();
+    }
+    assert!(!it.is_full());
+}
+
+#[test]
+fn names_the_server_cuts_short_are_one_name() {
+    use crate::protocol::postgres::frontend::Object;
+    let (one, two) = ([b'a'; 64], [[b'a'; 63].as_slice(), b"b"].concat());
+    let mut it = conversation();
+    it.parse(&one, allowed(1));
+    it.close(Object::Statement(&two));
+    assert!(it.statements.is_empty());
+    it.parse(&one, sql("sql:select"));
+    it.parse(&two, sql("sql:show"));
+    it.bind(&one, &one, 0, false);
+    let runs = it.execution(&two).allowed;
+    assert_eq!(runs.statements()[0].verbs, ["sql:show"]);
+}
+
+/// `PREPARE s`, after which the `s` of an earlier Parse is not what runs.
+#[test]
+fn a_name_that_sql_gave_to_another_statement_is_not_evidence() {
+    let mut it = conversation();
+    it.parse(b"s", sql("sql:select"));
+    it.bind(b"p", b"s", 0, false);
+    it.query(&sql("sql:prepare"));
+    it.bind(b"q", b"s", 0, false);
+    assert_eq!(rule_of(&it, b"q"), "sql:prepared");
+    assert_eq!(rule_of(&it, b"p"), "test");
+    it.query(&sql("sql:declare"));
+    assert_eq!(rule_of(&it, b"p"), "sql:prepared");
+}
+
+fn rule_of(conversation: &Conversation, portal: &[u8]) -> String {
+    let execution = conversation.execution(portal);
+    execution.allowed.statements()[0].rule.clone()
+}
+
+#[test]
+fn a_skipped_bind_or_close_leaves_the_portal() {
+    use crate::protocol::postgres::frontend::Object;
+    let mut it = conversation();
+    it.parse(b"s", sql("sql:select"));
+    it.bind(b"p", b"s", 0, false);
+    it.sync().expect("no COPY");
+    let bound = [message(b'1', b""), message(b'2', b""), ready(b'T')];
+    check(&mut it, &bound, "12Z", &[]);
+    it.parse(b"bad", allowed(1));
+    it.bind(b"p", b"bad", 0, false);
+    it.close(Object::Portal(b"p"));
+    it.sync().expect("no COPY");
+    check(&mut it, &[error("42601"), ready(b'E')], "EZ", &[]);
+    let runs = it.execution(b"p").allowed;
+    assert_eq!(runs.statements()[0].verbs, ["sql:select"]);
+}
+
+#[test]
+fn several_statements_in_a_parse_have_one_number() {
+    let mut it = conversation();
+    it.parse(b"", allowed(2));
+    it.bind(b"", b"", 0, false);
+    let execution = it.execution(b"");
+    assert_eq!(execution.allowed.statements().len(), 1);
+}
+
+/// Whether a server whose COPY may just have failed answers it cannot be known.
+#[test]
+fn a_sync_in_the_middle_of_copy_data_is_refused() {
+    let mut it = conversation();
+    extended(&mut it, b"");
+    it.copy_data();
+    assert!(it.sync().is_err());
+    it.copy_end();
+    it.sync().expect("the data has ended");
+    // After its error the server discards what is still on its way.
+    let mut it = conversation();
+    extended(&mut it, b"");
+    it.copy_data();
+    let failed = [
+        message(b'1', b""),
+        message(b'2', b""),
+        message(b'G', b"\0\0\0"),
+        error("22P02"),
+    ];
+    check(&mut it, &failed, "12GE", &[(1, Error)]);
+    it.copy_data();
+    it.sync().expect("the data has ended");
 }

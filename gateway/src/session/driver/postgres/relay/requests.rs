@@ -12,8 +12,9 @@ use crate::protocol::postgres::frontend::{Bind, Frontend};
 use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
 use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
-use crate::session::driver::postgres::conversation::MAX_IN_FLIGHT;
+use crate::session::driver::postgres::conversation::Execution;
 use crate::session::forward::forward;
+use crate::session::record::Outcome;
 
 /// Requests are forwarded at the latest when this many bytes are gathered.
 const BATCH: usize = 64 << 10;
@@ -103,7 +104,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 self.control(message, Shown::AsSent)?;
             }
             Frontend::Sync => {
-                conversation().sync();
+                conversation().sync().map_err(RelayError::Agent)?;
                 self.control(message, Shown::AsSent)?;
             }
             Frontend::Flush => self.control(message, Shown::AsSent)?,
@@ -134,10 +135,10 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
 
     /// Waits while too much is in flight.
     async fn room(&mut self) -> Result<(), RelayError> {
-        while self.session.conversation().in_flight() >= MAX_IN_FLIGHT {
+        while self.session.conversation().is_full() {
             self.send().await?;
             let answered = self.session.answered.notified();
-            if self.session.conversation().in_flight() >= MAX_IN_FLIGHT {
+            if self.session.conversation().is_full() {
                 answered.await;
             }
         }
@@ -147,10 +148,11 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     async fn query(&mut self, message: &Message, text: &[u8]) -> Result<(), RelayError> {
         match self.rule(text).await? {
             Ruling::Allowed(allowed) => {
-                let first = self.session.conversation().query(&allowed);
+                let (first, skipped) = self.session.conversation().query(&allowed);
                 self.session
                     .recorder
                     .intents(&allowed, first, StatementProtocol::Simple, None)?;
+                self.results(&skipped)?;
                 let shown = allowed.evidence().map(|text| {
                     let mut out = BytesMut::new();
                     encode::query(&mut out, text);
@@ -216,27 +218,40 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         let catalogue = self.catalogue().await?;
         let masks = catalogue.masks_anything();
         let execution = self.session.conversation().execution(portal);
-        if masks && let Some(column) = self.describe(portal, execution.binary).await? {
+        if masks && let Some(column) = self.describe(portal, &execution).await? {
             let denied = binary_masked(&execution.allowed, &column);
             self.deny(&denied, false)?;
             let shown = BytesMut::from(&message.bytes()[..]);
             self.batch.and(Permit::refused_extended(&shown));
             return Ok(());
         }
-        let first = self.session.conversation().execute(&execution);
+        let (first, skipped) = self.session.conversation().execute(&execution);
         self.session.recorder.intents(
             &execution.allowed,
             first,
             StatementProtocol::Extended,
             execution.parameters,
         )?;
+        self.results(&skipped)?;
         self.control(message, Shown::AsSent)
+    }
+
+    fn results(&self, outcomes: &[Outcome]) -> Result<(), RelayError> {
+        for outcome in outcomes {
+            self.session.recorder.result(outcome)?;
+        }
+        Ok(())
     }
 
     /// Asks for the portal's columns ahead of its rows. Where rows may come in binary the answer is
     /// waited for, because a masked column in binary must not even be executed; its name comes back.
-    async fn describe(&mut self, portal: &[u8], wait: bool) -> Result<Option<String>, RelayError> {
-        let answer = self.session.conversation().own_describe(wait);
+    async fn describe(
+        &mut self,
+        portal: &[u8],
+        execution: &Execution,
+    ) -> Result<Option<String>, RelayError> {
+        let wait = execution.binary;
+        let answer = self.session.conversation().own_describe(execution, wait);
         self.batch.and(Permit::own_describe(portal, wait));
         let Some(answer) = answer else {
             return Ok(None);
@@ -247,6 +262,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     fn copy_data(&mut self, message: &Message) -> Result<(), RelayError> {
+        self.session.conversation().copy_data();
         if !self.session.conversation().catalogue().masks_anything() {
             return self.control(message, Shown::AsSent);
         }
