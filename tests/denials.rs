@@ -2,7 +2,7 @@
 
 use crate::harness::gateway::psql_words;
 use crate::harness::program::{Ended, run_with_input};
-use crate::harness::{Gateway, Postgres, Script};
+use crate::harness::{Gateway, Postgres, Script, Setup};
 
 const DRIVER_SEES: &str = "refused 42501, and usable";
 
@@ -164,4 +164,27 @@ fn denials_through_asyncpg_in_every_mode() {
     let expected = ["simple", "fetch", "transaction", "prepare", "binary mask"]
         .map(|mode| format!("{mode}: {DRIVER_SEES}"));
     assert_eq!(seen.lines(), expected, "{seen}");
+}
+
+/// A setting in the start-up packet amounts to a SET, and is decided as one.
+#[test]
+fn settings_brought_along_are_decided_like_set() {
+    let server = Postgres::start();
+    let asks = |options: &str| format!("options='-c {options}'");
+    for (policy, options, refused) in [
+        ("read-only", "statement_timeout=0", true),
+        ("allow-all", "statement_timeout=0", false),
+        ("read-only", "extra_float_digits=1", false),
+        ("allow-all", "search_path=hr", true),
+    ] {
+        let gateway = Setup::in_front_of(&server).policy(policy).start();
+        let address = format!("{} {}", gateway.address("127.0.0.1"), asks(options));
+        let seen = gateway.as_agent(["psql", "-X", "-d", &address, "-c", "SELECT 1"]);
+        if refused {
+            seen.fails().complains("FATAL");
+            assert_eq!(gateway.event("deny").text("stage"), "startup", "{options}");
+        } else {
+            seen.succeeds();
+        }
+    }
 }

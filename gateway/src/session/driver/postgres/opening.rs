@@ -21,7 +21,7 @@ use crate::policy::{Denial, Principal, Verdict};
 use crate::protocol::postgres::backend;
 use crate::protocol::postgres::encode::ErrorText;
 use crate::protocol::postgres::startup::Startup;
-use crate::session::decide::Judge;
+use crate::session::decide::{Derived, Judge, Ruling};
 use crate::session::identify::Identified;
 use crate::session::record::{EvidenceError, Recorder, denial_event};
 use crate::store::recordings::{self, RecordingWriter};
@@ -146,6 +146,7 @@ impl Opening {
         self.who.database = Some(parameters.database.clone());
         self.who.db_user = Some(parameters.user.clone());
         let (judge, rule) = self.judge(&parameters, gateway)?;
+        Self::permit_settings(&judge, &parameters).await?;
         let dial = self.dial(&parameters.database, gateway)?;
         let catalogues = gateway.catalogues(&dial);
         let mut connection = upstream::connect(&dial, &parameters.settings)
@@ -236,6 +237,29 @@ impl Opening {
                 denial,
             }),
         }
+    }
+
+    /// A setting brought along is decided as the SET that it amounts to.
+    async fn permit_settings(
+        judge: &Judge,
+        parameters: &parameters::Accepted,
+    ) -> Result<(), Refusal> {
+        for (name, value) in &parameters.settings {
+            let quoted = value.replace('\'', "''");
+            let text = format!("SET {name} TO '{quoted}'");
+            let ruling = match judge.read(text.as_bytes()).await {
+                Ok(analysed) => judge.rule(text.as_bytes(), analysed, &Derived::default()),
+                Err(denied) => Ruling::Denied(denied),
+            };
+            if let Ruling::Denied(denied) = ruling {
+                return Err(Refusal {
+                    stage: Stage::Startup,
+                    sqlstate: "42501",
+                    denial: denied.denial,
+                });
+            }
+        }
+        Ok(())
     }
 
     fn dial(&self, database: &str, gateway: &Gateway) -> Result<Dial, Refusal> {

@@ -15,7 +15,6 @@ const ALLOWED: &[&str] = &[
     "default_transaction_isolation",
     "default_transaction_read_only",
     "extra_float_digits",
-    "fallback_application_name",
     "geqo",
     "idle_in_transaction_session_timeout",
     "intervalstyle",
