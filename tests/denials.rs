@@ -71,6 +71,8 @@ fn every_kind_of_write_is_refused() {
             write.replace("; ", "\\; ")
         ));
     }
+    // Newer psql takes what follows a COPY that failed for its data, up to this line.
+    script = script.replace("FROM STDIN;\n", "FROM STDIN;\n\\.\n");
     let seen = psql_script(&gateway, &script);
     assert_eq!(
         seen.stderr.matches("ERROR:  42501:").count(),

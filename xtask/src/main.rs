@@ -16,7 +16,7 @@ usage: cargo xtask TASK
 
   build        build the kernel programs and the sluice binary
   build-ebpf   build the kernel programs alone
-  demo         install what is missing, build, and show the whole path [--keep]
+  demo         install what is missing, build, and show the whole path [--keep, --end]
   test         every test, privileged ones included (root)
   lint         formatting and clippy, host and kernel code
   ci           what the gate runs [--fuzz: each fuzz target for 60 s]

@@ -88,7 +88,7 @@ pub fn apt_install(packages: &[&str]) -> Result<()> {
     command
         .args(["install", "-y", "-q", "--no-install-recommends"])
         .args(&missing);
-    run_quietly(&mut command).with_context(|| format!("install by hand: {by_hand}"))
+    run_apt(&mut command).with_context(|| format!("install by hand: {by_hand}"))
 }
 
 /// One line on stderr, so that a long step is seen to be one.
@@ -99,9 +99,10 @@ pub fn progress(what: &str) {
 // ------------------------------------------------------------------------------------------ rustup's nightly
 
 fn nightly(cache: &Cache) -> Result<Option<Toolchain>> {
-    let Some(rustc) =
-        output(Command::new("rustup").args(["which", "--toolchain", "nightly", "rustc"]))
-    else {
+    // Asked for a toolchain that is not there, rustup would install it.
+    let mut rustup = Command::new("rustup");
+    rustup.env("RUSTUP_AUTO_INSTALL", "0");
+    let Some(rustc) = output(rustup.args(["which", "--toolchain", "nightly", "rustc"])) else {
         return Ok(None);
     };
     let rustc = PathBuf::from(rustc);
@@ -288,7 +289,7 @@ impl Cache {
             "-o",
         ]);
         command.arg(format!("Dir::Cache::Archives={}", archives.display()));
-        run_quietly(command.args(packages))?;
+        run_apt(command.args(packages))?;
         Ok(archives)
     }
 
@@ -471,8 +472,23 @@ fn update_package_lists_if_unknown(packages: &[&str]) -> Result<()> {
         return Ok(());
     }
     let root = as_root().context("the package lists are to be updated first: apt-get update")?;
+    update_package_lists(&root)
+}
+
+fn update_package_lists(root: &Root) -> Result<()> {
     progress("updating the package lists");
     run_quietly(root.command("apt-get").args(["update", "-q"]))
+}
+
+/// Tries once more with new package lists: old ones name files that the mirror no longer has.
+fn run_apt(command: &mut Command) -> Result<()> {
+    if output(command).is_some() {
+        return Ok(());
+    }
+    if let Ok(root) = as_root() {
+        update_package_lists(&root)?;
+    }
+    run_quietly(command)
 }
 
 fn is_installed(package: &str) -> bool {
