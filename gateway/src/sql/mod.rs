@@ -276,12 +276,46 @@ pub fn analyse(text: &str, masks: &[MaskRule]) -> Facts {
     Facts { statements }
 }
 
-fn parse(text: &str) -> Result<pb::ParseResult, String> {
+/// Why a text is not even looked at, if it is not.
+fn unreadable(text: &str) -> Option<String> {
     if text.len() > LONGEST_TEXT {
-        return Err(format!(
+        return Some(format!(
             "the text has {} bytes; at most {LONGEST_TEXT} are analysed",
             text.len()
         ));
+    }
+    (comment_depth(text) > DEEPEST_COMMENT)
+        .then(|| format!("comments are nested deeper than {DEEPEST_COMMENT}"))
+}
+
+/// The grammar's lexer takes time in the square of the depth: 60,000 would keep it busy for most of a
+/// minute.
+const DEEPEST_COMMENT: usize = 64;
+
+/// How deep comments nest at the most; openings inside of literals count too.
+fn comment_depth(text: &str) -> usize {
+    let mut bytes = text.as_bytes();
+    let (mut depth, mut deepest) = (0_usize, 0);
+    while let [first, rest @ ..] = bytes {
+        bytes = match (first, rest) {
+            (b'/', [b'*', rest @ ..]) => {
+                depth += 1;
+                deepest = deepest.max(depth);
+                rest
+            }
+            (b'*', [b'/', rest @ ..]) => {
+                depth = depth.saturating_sub(1);
+                rest
+            }
+            _ => rest,
+        };
+    }
+    deepest
+}
+
+fn parse(text: &str) -> Result<pb::ParseResult, String> {
+    if let Some(why) = unreadable(text) {
+        return Err(why);
     }
     match pg_query::parse(text, 0) {
         Ok(result) => Ok(result.protobuf),

@@ -1013,3 +1013,20 @@ fn calls_in_disguise() {
     ];
     check(&table, disguises);
 }
+
+/// Comments nested 60,000 deep once kept a thread busy for most of a minute.
+#[test]
+fn deeply_nested_comments_are_not_looked_at() {
+    let nested = |depth: usize| format!("SELECT 1 {}{}", "/*".repeat(depth), "*/".repeat(depth));
+    let unknown = |text: &str| analyse(text, &[]).statements[0].unknown.clone();
+    assert_eq!(unknown(&nested(64)), None);
+    assert_eq!(
+        unknown(&nested(60_000)).as_deref(),
+        Some("comments are nested deeper than 64")
+    );
+    assert!(unknown(&"/*".repeat(80_000)).is_some());
+    assert_eq!(
+        unknown(&format!("SELECT 1{}", " /* a */".repeat(1000))),
+        None
+    );
+}
