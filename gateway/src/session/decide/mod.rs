@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use crate::policy::Denial;
 use crate::protocol::postgres::{Message, encode};
+use crate::sql;
 
 mod analyst;
 mod judge;
@@ -139,7 +140,10 @@ impl Allowed {
     pub fn prepared_in_sql(portal: &[u8]) -> Self {
         Self {
             statements: vec![AllowedStatement {
-                text: format!("EXECUTE portal \"{}\"", String::from_utf8_lossy(portal)),
+                text: format!(
+                    "EXECUTE portal \"{}\"",
+                    sql::without_cards(&String::from_utf8_lossy(portal))
+                ),
                 rule: "sql:prepared".to_owned(),
                 verbs: vec!["sql:execute".to_owned()],
                 tables: Vec::new(),

@@ -15,6 +15,7 @@ use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
 use crate::session::driver::postgres::conversation::Execution;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
+use crate::sql;
 
 /// Requests are forwarded at the latest when this many bytes are gathered.
 const BATCH: usize = 64 << 10;
@@ -207,10 +208,13 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             bind.parameters,
             bind.binary_results,
         );
-        if !sensitive || bind.parameters == 0 {
+        if bind.parameters == 0 {
             return self.control(message, Shown::AsSent);
         }
-        let shown = without_values(message, bind);
+        let shown = match sensitive {
+            true => without_values(message, bind, |_| true),
+            false => without_values(message, bind, holds_card),
+        };
         self.control(message, Shown::Instead(&shown))
     }
 
@@ -397,8 +401,12 @@ fn changes_schema(allowed: &Allowed) -> bool {
     verbs.any(|verb| !LEAVES_SCHEMA.contains(&verb.as_str()))
 }
 
-/// A Bind whose values are blanked, length by length.
-fn without_values(message: &Message, bind: &Bind<'_>) -> BytesMut {
+/// A Bind whose secret values are blanked, length by length.
+fn without_values(
+    message: &Message,
+    bind: &Bind<'_>,
+    is_secret: impl Fn(&[u8]) -> bool,
+) -> BytesMut {
     let mut shown = BytesMut::from(&message.bytes()[..]);
     let mut at = HEADER + bind.values.start;
     for _ in 0..bind.parameters {
@@ -409,11 +417,18 @@ fn without_values(message: &Message, bind: &Bind<'_>) -> BytesMut {
         at += 4;
         let length = usize::try_from(length).unwrap_or(0);
         if let Some(value) = shown.get_mut(at..at + length) {
-            value.fill(b'*');
+            if is_secret(value) {
+                value.fill(b'*');
+            }
         }
         at += length;
     }
     shown
+}
+
+/// Card numbers stand in no evidence, as literals and as parameters alike.
+fn holds_card(value: &[u8]) -> bool {
+    std::str::from_utf8(value).is_ok_and(|text| sql::without_cards(text) != text)
 }
 
 fn binary_masked(allowed: &Allowed, column: &str) -> Denied {
@@ -457,5 +472,22 @@ mod tests {
         ] {
             assert_eq!(changes_schema(&Allowed::of_verb(verb)), changes, "{verb}");
         }
+    }
+
+    #[test]
+    fn a_card_number_among_parameters_is_not_evidence() {
+        let mut bytes = BytesMut::new();
+        bytes.extend_from_slice(b"B\0\0\0\x29\0\0\0\0\0\x02\0\0\0\x10");
+        bytes.extend_from_slice(b"4111111111111111\0\0\0\x05hello\0\0");
+        let message = decode(&mut bytes, Sender::Frontend)
+            .expect("in order")
+            .expect("whole");
+        let Ok(Frontend::Bind(bind)) = Frontend::parse(&message) else {
+            panic!("not a Bind");
+        };
+        let shown = without_values(&message, &bind, holds_card);
+        assert!(shown.ends_with(b"****************\0\0\0\x05hello\0\0"));
+        let shown = without_values(&message, &bind, |_| true);
+        assert!(shown.ends_with(b"*****\0\0"));
     }
 }
