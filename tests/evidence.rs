@@ -8,6 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::harness::gateway::SUBJECT;
 use crate::harness::postgres::binary;
+use crate::harness::program::run;
 use crate::harness::{Gateway, Postgres, Setup};
 
 #[test]
@@ -266,4 +267,24 @@ fn agents_run_as_nobody_unless_asked() {
     let mut unknown = Command::new(env!("CARGO_BIN_EXE_sluice"));
     unknown.args(["exec", "--agent", "nobody-knows-it", "--", "true"]);
     crate::harness::program::run(unknown).fails();
+}
+
+/// The caller is root, and its environment its own affair.
+#[test]
+fn agents_get_the_environment_they_are_given() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    let mut command = gateway.sluice_command(["exec", "--agent", "report-bot"]);
+    command
+        .args(["--env", "GIVEN", "--env", "SET=here", "--", "env"])
+        .current_dir("/")
+        .env("ROOTS_SECRET", "needle")
+        .env("GIVEN", "passed")
+        .env("LC_ALL", "C.UTF-8");
+    let seen = run(command).succeeds();
+    assert!(!seen.text().contains("needle"), "{seen}");
+    seen.prints("GIVEN=passed")
+        .prints("SET=here")
+        .prints("LC_ALL=C.UTF-8")
+        .prints("USER=nobody");
 }

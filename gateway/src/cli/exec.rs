@@ -2,13 +2,14 @@
 //!
 //! The command runs in the agent's cgroup, as the agent's user, with nothing inherited that could lead past
 //! the gateway: no open descriptor beyond the standard three (a socket made outside escapes every hook), no
-//! way to gain privileges. The order matters: the guard is verified and the cgroup entered before privileges
+//! way to gain privileges, no environment but what is asked for. The order matters: the guard is verified and the cgroup entered before privileges
 //! are dropped, and everything happens before the command's first instruction.
 
 use std::ffi::{CString, OsString};
 use std::fs;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd as _, RawFd};
+use std::os::unix::ffi::OsStringExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Command, ExitCode};
@@ -34,6 +35,9 @@ pub struct Args {
     /// Run as this user instead of the agent's run_as; root only if named here
     #[arg(long)]
     user: Option<String>,
+    /// Give the command this environment variable, with this process's value or one of its own
+    #[arg(long = "env", value_name = "NAME[=VALUE]")]
+    environment: Vec<OsString>,
     /// The command and its arguments
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -60,7 +64,8 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     enter_cgroup(agent)?;
     become_user(&user)?;
     prctl::set_no_new_privs().context("setting no_new_privs")?;
-    replace_process(&args.command, &user)
+    leave_closed_folder()?;
+    replace_process(&args.command, &user, &args.environment)
 }
 
 fn find_agent<'c>(config: &'c Config, name: &str) -> Result<&'c Agent> {
@@ -100,7 +105,8 @@ fn refuse_network_streams() -> Result<()> {
         let family = getsockname::<SockaddrStorage>(descriptor)
             .ok()
             .and_then(|address| address.family());
-        let is_network = matches!(family, Some(AddressFamily::Inet | AddressFamily::Inet6));
+        // Pipes, files and terminals have no address; socket pairs and local sockets stay on the host.
+        let is_network = family.is_some_and(|family| family != AddressFamily::Unix);
         ensure!(
             !is_network,
             "standard {name} is a network socket, which bypasses interception: use a pipe or a terminal"
@@ -137,16 +143,58 @@ fn become_user(user: &User) -> Result<()> {
     Ok(())
 }
 
+/// Root may stand where the agent's user may not, and many programs complain about that.
+fn leave_closed_folder() -> Result<()> {
+    if std::env::current_dir()
+        .and_then(std::env::set_current_dir)
+        .is_err()
+    {
+        std::env::set_current_dir("/").context("changing to /")?;
+    }
+    Ok(())
+}
+
+/// What an agent gets of the caller's environment unasked. The caller is root: the rest may hold secrets.
+const PASSED_ON: [&str; 6] = ["PATH", "TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ"];
+
+fn passed_on(asked_for: &[OsString]) -> Vec<(OsString, OsString)> {
+    let is_harmless = |name: &OsString| {
+        let name = name.to_string_lossy();
+        PASSED_ON.contains(&&*name) || name.starts_with("LC_")
+    };
+    let mut passed: Vec<_> = std::env::vars_os()
+        .filter(|(name, _)| is_harmless(name))
+        .collect();
+    for asked in asked_for {
+        let bytes = asked.as_encoded_bytes();
+        match bytes.iter().position(|byte| *byte == b'=') {
+            Some(at) => {
+                let (name, value) = bytes.split_at(at);
+                let text = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+                passed.push((text(name), text(value.get(1..).unwrap_or_default())));
+            }
+            None => passed.extend(std::env::var_os(asked).map(|value| (asked.clone(), value))),
+        }
+    }
+    passed
+}
+
 /// Returns only if the command could not be started.
-fn replace_process(command: &[OsString], user: &User) -> Result<ExitCode> {
+fn replace_process(
+    command: &[OsString],
+    user: &User,
+    environment: &[OsString],
+) -> Result<ExitCode> {
     let Some((program, arguments)) = command.split_first() else {
         bail!("no command")
     };
     let error = Command::new(program)
         .args(arguments)
+        .env_clear()
         .env("HOME", &user.dir)
         .env("USER", &user.name)
         .env("LOGNAME", &user.name)
+        .envs(passed_on(environment))
         .exec();
     eprintln!("sluice: {}: {error}", program.display());
     Ok(ExitCode::from(match error.kind() {

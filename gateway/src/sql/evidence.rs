@@ -222,9 +222,9 @@ fn push_without_cards(run: &str, out: &mut String) {
 const LONGEST_CARD: usize = 37;
 
 /// The length in bytes of the longest card number that starts here. Looks no further than a card can be
-/// long: a run may be megabytes.
+/// long, and the separator behind it: a run may be megabytes.
 fn card_at_start(run: &str) -> Option<usize> {
-    let near = run.get(..LONGEST_CARD).unwrap_or(run);
+    let near = run.get(..=LONGEST_CARD).unwrap_or(run);
     let whole = (near.len() == run.len()).then_some(run.len());
     let shorter = near.rmatch_indices([' ', '-']).map(|(at, _)| at);
     let mut ends = whole.into_iter().chain(shorter);
@@ -263,6 +263,20 @@ mod tests {
             column: "card_number".to_owned(),
             transform: Transform::KeepLast(4),
         }]
+    }
+
+    #[test]
+    fn a_card_of_single_digits_with_more_behind_it() {
+        let card = "6 3 0 4 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0";
+        let digits: Vec<u32> = card.chars().filter_map(|c| c.to_digit(10)).collect();
+        assert_eq!(digits.len(), 19);
+        let check = (0..10).find(|last| {
+            let mut digits = digits.clone();
+            digits[18] = *last;
+            luhn(&digits)
+        });
+        let card = format!("{}{}", &card[..36], check.unwrap());
+        assert!(!without_cards(&format!("{card} 1 2")).contains("6 3 0 4"));
     }
 
     /// A run of megabytes once kept a thread busy for hours. The time is not asserted, but a test that

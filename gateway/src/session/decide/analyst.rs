@@ -86,6 +86,10 @@ fn work(jobs: &Mutex<mpsc::Receiver<Job>>) {
         else {
             return;
         };
+        // Who asked has given up or gone: the queue holds no work for nobody.
+        if reply.is_closed() {
+            continue;
+        }
         // A parser that panics denies this statement (no reply) and the thread goes on.
         let analysed = std::panic::catch_unwind(|| analyse(&text, &target.masks));
         if let Ok(analysed) = analysed {

@@ -224,7 +224,7 @@ fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
         .reads
         .iter()
         .chain(&statement.writes)
-        .map(ToString::to_string)
+        .map(|table| sql::without_cards(&table.to_string()))
         .collect();
     AllowedStatement {
         text,
