@@ -85,7 +85,7 @@ impl Instance {
     fn start() -> Instance {
         assert!(
             nix::unistd::geteuid().is_root(),
-            "run as root: sudo -E cargo xtask test"
+            "run as root: sudo -E env \"PATH=$PATH\" cargo xtask test"
         );
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let name = format!(

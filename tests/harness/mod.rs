@@ -34,7 +34,7 @@ pub use python::Script;
 pub fn require_root() {
     assert!(
         nix::unistd::geteuid().is_root(),
-        "run as root: sudo -E cargo xtask test"
+        "run as root: sudo -E env \"PATH=$PATH\" cargo xtask test"
     );
 }
 

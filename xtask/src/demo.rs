@@ -55,7 +55,6 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let mut checks = Checks::default();
     let shown = show(&screen, &stage, &mut checks);
     let left = if keep && shown.is_ok() {
-        try_next(&screen, &stage);
         stage.leave_running();
         Ok(())
     } else {
@@ -63,8 +62,10 @@ pub fn run(arguments: &[String]) -> Result<()> {
     };
     shown?;
     left?;
-    checks.verdict(&screen)?;
-    if !keep {
+    let verdict = checks.verdict(&screen);
+    if keep {
+        try_next(&screen, &stage);
+    } else if verdict.is_ok() {
         screen.section("Try next");
         screen.command(
             "cargo xtask demo --keep",
@@ -76,7 +77,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
         );
         screen.command("target/debug/sluice doctor", "what this host has and lacks");
     }
-    Ok(())
+    verdict
 }
 
 fn show(screen: &Screen, stage: &Stage, checks: &mut Checks) -> Result<()> {

@@ -29,6 +29,10 @@ pub fn for_fuzzing() -> Result<()> {
 pub fn require_root(task: &str) -> Result<()> {
     use std::os::unix::fs::MetadataExt;
     let owner = std::fs::metadata("/proc/self")?.uid();
-    ensure!(owner == 0, "run as root: sudo -E cargo xtask {task}");
+    // With PATH: Debian's sudo has one of its own, without rustup's cargo.
+    ensure!(
+        owner == 0,
+        "run as root: sudo -E env \"PATH=$PATH\" cargo xtask {task}"
+    );
     Ok(())
 }

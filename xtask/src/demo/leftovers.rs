@@ -75,11 +75,11 @@ impl Stage {
         fs::read_to_string(self.folder().join(note)).ok()
     }
 
-    pub fn leave_running(self) {
+    pub fn leave_running(&self) {
         let _ = fs::write(self.folder().join("kept"), "");
     }
 
-    pub fn clear_away(self) -> Result<()> {
+    pub fn clear_away(&self) -> Result<()> {
         for process in self.processes.borrow_mut().iter_mut().rev() {
             end(process.id());
             // Reaped here, or its /proc entry would stay as a zombie's.
