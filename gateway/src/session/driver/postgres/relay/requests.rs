@@ -416,10 +416,10 @@ fn without_values(
         let length = <[u8; 4]>::try_from(length).map_or(-1, i32::from_be_bytes);
         at += 4;
         let length = usize::try_from(length).unwrap_or(0);
-        if let Some(value) = shown.get_mut(at..at + length) {
-            if is_secret(value) {
-                value.fill(b'*');
-            }
+        if let Some(value) = shown.get_mut(at..at + length)
+            && is_secret(value)
+        {
+            value.fill(b'*');
         }
         at += length;
     }
