@@ -97,6 +97,7 @@ impl Instance {
             agents_cgroup: format!("{name}-agents.slice"),
             gateway_cgroup: format!("{name}-gateway.slice"),
             pins: PathBuf::from("/sys/fs/bpf").join(&name),
+            ..Kernel::default()
         };
         let mount = cgroup::cgroup2_mount().expect("cgroup v2 is mounted");
         let (v4, v6) = listeners_in(&mount.join(&kernel.gateway_cgroup).join("gateway"));

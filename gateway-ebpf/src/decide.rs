@@ -10,7 +10,12 @@ pub const IPPROTO_UDP: u32 = 17;
 const LOOPBACK_IFINDEX: u32 = 1;
 const DNS_PORT: u16 = 53;
 
-/// Why a call was denied; the index of its counter in the `DENIALS` map.
+/// `errno` values of a denial (asm-generic/errno.h).
+pub const EPERM: i32 = 1;
+pub const ENETUNREACH: i32 = 101;
+pub const ECONNREFUSED: i32 = 111;
+
+/// Why a call was denied; its index in [`Counters::denied`](crate::Counters).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Denial {
@@ -30,10 +35,34 @@ pub enum Denial {
     Unconfigured = 6,
     /// No memory for the socket's flow.
     NoStorage = 7,
+    /// No target has this address and port.
+    NoTarget = 8,
+    /// The gateway has not shown a sign of life for too long.
+    Heartbeat = 9,
+    /// The gateway does not listen in this network namespace (yet).
+    Netns = 10,
+    /// The gateway has no IPv6 listener here.
+    NoIpv6 = 11,
+    /// bind(2) to the gateway's port, to a privileged port, or of a UDP socket to a port of its choice.
+    Bind = 12,
+    /// A packet that does not go to the gateway or within the subtree.
+    Egress = 13,
+    /// A socket that was made outside of the agents' cgroup.
+    Inherited = 14,
+    /// A device that is not on the list.
+    Device = 15,
+    /// A Unix socket that others listen on.
+    UnixSocket = 16,
+    /// A packet that came in through another interface than loopback; nobody is told.
+    Ingress = 17,
+    /// A socket of a family that is not on the list (LSM tier).
+    AddressFamily = 18,
+    /// A user namespace or another process's memory (LSM tier).
+    Privilege = 19,
 }
 
 impl Denial {
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 20;
     pub const ALL: [Denial; Self::COUNT] = [
         Denial::SocketKind,
         Denial::Datagram,
@@ -43,6 +72,18 @@ impl Denial {
         Denial::LinkLocal,
         Denial::Unconfigured,
         Denial::NoStorage,
+        Denial::NoTarget,
+        Denial::Heartbeat,
+        Denial::Netns,
+        Denial::NoIpv6,
+        Denial::Bind,
+        Denial::Egress,
+        Denial::Inherited,
+        Denial::Device,
+        Denial::UnixSocket,
+        Denial::Ingress,
+        Denial::AddressFamily,
+        Denial::Privilege,
     ];
 
     /// A stable name for people and JSON.
@@ -56,6 +97,29 @@ impl Denial {
             Denial::LinkLocal => "link-local",
             Denial::Unconfigured => "unconfigured",
             Denial::NoStorage => "no-storage",
+            Denial::NoTarget => "no-target",
+            Denial::Heartbeat => "gateway-silent",
+            Denial::Netns => "netns-unregistered",
+            Denial::NoIpv6 => "no-ipv6",
+            Denial::Bind => "bind",
+            Denial::Egress => "egress",
+            Denial::Inherited => "inherited-socket",
+            Denial::Device => "device",
+            Denial::UnixSocket => "unix-socket",
+            Denial::Ingress => "ingress",
+            Denial::AddressFamily => "address-family",
+            Denial::Privilege => "privilege",
+        }
+    }
+
+    /// What the caller gets. Denials that say "nothing answers there" look like it, so that clients turn to
+    /// their next address at once.
+    #[inline(always)]
+    pub const fn errno(self) -> i32 {
+        match self {
+            Denial::NoTarget | Denial::Heartbeat | Denial::Netns => ECONNREFUSED,
+            Denial::NoIpv6 => ENETUNREACH,
+            _ => EPERM,
         }
     }
 }

@@ -18,4 +18,7 @@ pub mod decide;
 pub mod flow;
 
 pub use address::Address;
-pub use flow::{ConnKey, Flow, Settings};
+pub use flow::{
+    ConnKey, Counters, DatagramKey, DeviceKey, Flow, KernelEvent, Listener, Owner, ReportedKey,
+    Settings, TargetKey,
+};

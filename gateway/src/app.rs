@@ -126,6 +126,7 @@ pub async fn run(config: Config, policies: PolicySet) -> Result<()> {
         pid: std::process::id(),
         config_sha256: config.sha256.clone(),
         policy_sha256: policies.hash.clone(),
+        predecessor: None,
     })?;
     let (stop_sender, stop) = watch::channel(false);
     let port = config.gateway.listen_port;

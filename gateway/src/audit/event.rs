@@ -176,6 +176,21 @@ pub enum StatementOutcome {
     Aborted,
 }
 
+/// A call that the kernel denied.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeniedCall {
+    pub tgid: u32,
+    pub uid: u32,
+    /// Chosen by the process itself: for display only.
+    pub comm: String,
+    /// `192.0.2.7:5432`; none where the hook cannot tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub destination: Option<String>,
+    /// `tcp`, `udp`, or a number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<String>,
+}
+
 /// Where on its way a connection or statement was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -218,6 +233,16 @@ pub enum Event {
         pid: u32,
         config_sha256: String,
         policy_sha256: String,
+        /// The process it took the listeners over from.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        predecessor: Option<u32>,
+    },
+    /// Nothing new is accepted; the process ends when its open sessions have.
+    #[serde(rename = "gateway.handover")]
+    GatewayHandover {
+        pid: u32,
+        successor: u32,
+        open_sessions: u64,
     },
     #[serde(rename = "gateway.stop")]
     GatewayStop { reason: String },
@@ -298,6 +323,59 @@ pub enum Event {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         hint: Option<String>,
     },
+    /// What the kernel denied an agent in about a second, by reason: the count is exact.
+    #[serde(rename = "kernel.denied")]
+    KernelDenied {
+        /// The agent of the subtree; none when no agent is registered for it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent: Option<String>,
+        /// Path of the subtree relative to the cgroup mount; none when it is gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cgroup: Option<String>,
+        cgroup_id: u64,
+        reason: String,
+        count: u64,
+        /// Some of the calls, as many as there was room for.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        samples: Vec<DeniedCall>,
+    },
+    /// One question to the resolver.
+    #[serde(rename = "dns.query")]
+    DnsQuery {
+        #[serde(flatten)]
+        who: Who,
+        /// The resolver the agent asked.
+        resolver: String,
+        /// `udp` or `tcp`.
+        transport: String,
+        name: String,
+        /// `A`, `AAAA` …
+        qtype: String,
+        /// `NOERROR`, `NXDOMAIN`, `REFUSED` …
+        rcode: String,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        answers: Vec<String>,
+        /// Why it was not answered.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        rule: Option<String>,
+        /// How many questions like this one the leaf stands for: those over the rate limit share leaves.
+        count: u64,
+    },
+    /// The gateway listens in another network namespace.
+    #[serde(rename = "netns.registered")]
+    NetnsRegistered {
+        netns_cookie: u64,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent: Option<String>,
+        cgroup_id: u64,
+        tgid: u32,
+    },
+    /// Interception is not what it should be.
+    #[serde(rename = "guard.alarm")]
+    GuardAlarm { problems: Vec<String>, frozen: bool },
+    /// It is again.
+    #[serde(rename = "guard.cleared")]
+    GuardCleared {},
     /// A cancel request of the session's own agent, passed on to the target.
     #[serde(rename = "cancel.request")]
     CancelRequest {
@@ -352,7 +430,13 @@ impl Event {
             Event::GatewayStart { .. }
             | Event::GatewayStop { .. }
             | Event::GatewayCrashed { .. }
+            | Event::GatewayHandover { .. }
             | Event::ConnectionSilent { .. }
+            | Event::KernelDenied { .. }
+            | Event::DnsQuery { .. }
+            | Event::NetnsRegistered { .. }
+            | Event::GuardAlarm { .. }
+            | Event::GuardCleared {}
             | Event::LogRecovered { .. } => None,
         }
     }
@@ -365,11 +449,17 @@ impl Event {
             | Event::StmtResult { who, .. }
             | Event::Deny { who, .. }
             | Event::CancelRequest { who, .. }
+            | Event::DnsQuery { who, .. }
             | Event::ConnectionSilent { who, .. }
             | Event::SessionClose { who, .. } => Some(who),
             Event::GatewayStart { .. }
+            | Event::GatewayHandover { .. }
             | Event::GatewayStop { .. }
             | Event::GatewayCrashed { .. }
+            | Event::KernelDenied { .. }
+            | Event::NetnsRegistered { .. }
+            | Event::GuardAlarm { .. }
+            | Event::GuardCleared {}
             | Event::LogRecovered { .. } => None,
         }
     }
@@ -479,6 +569,7 @@ pub(crate) mod tests {
             pid: 42,
             config_sha256: "ab".repeat(32),
             policy_sha256: "cd".repeat(32),
+            predecessor: None,
         }
     }
 

@@ -159,6 +159,12 @@ impl Session {
             }
             Event::CancelRequest { .. }
             | Event::ConnectionSilent { .. }
+            | Event::GatewayHandover { .. }
+            | Event::KernelDenied { .. }
+            | Event::DnsQuery { .. }
+            | Event::NetnsRegistered { .. }
+            | Event::GuardAlarm { .. }
+            | Event::GuardCleared {}
             | Event::GatewayStart { .. }
             | Event::GatewayStop { .. }
             | Event::GatewayCrashed { .. }

@@ -72,6 +72,63 @@ fn say(event: &Event, length: Length) -> Said {
             let text = format!("sluice {version}, pid {pid}, policy {policy}");
             said('▶', Tone::Good, None, "start", text)
         }
+        Event::GatewayHandover {
+            successor,
+            open_sessions,
+            ..
+        } => {
+            let open = count(*open_sessions, "session");
+            let text = format!("pid {successor} goes on; {open} to end here");
+            said('▷', Tone::Plain, None, "handover", text)
+        }
+        Event::KernelDenied {
+            agent,
+            reason,
+            count: times,
+            samples,
+            ..
+        } => {
+            let agent = agent.as_deref().unwrap_or("unknown agent");
+            let sample = samples.first().map_or(String::new(), |call| {
+                let to = call.destination.as_deref().unwrap_or("?");
+                format!(" · {} to {}", one_line(&call.comm), one_line(to))
+            });
+            let text = format!("{agent}: {} ×{times}{sample}", one_line(reason));
+            said('✗', Tone::Bad, None, "kernel", text)
+        }
+        Event::DnsQuery {
+            name,
+            qtype,
+            rcode,
+            answers,
+            ..
+        } => {
+            let answers = answers.join(" ");
+            let text = format!(
+                "{} {} {} {}",
+                one_line(qtype),
+                one_line(name),
+                one_line(rcode),
+                one_line(&answers)
+            );
+            said('?', Tone::Dim, None, "dns", text.trim_end().to_owned())
+        }
+        Event::NetnsRegistered { netns_cookie, .. } => {
+            let text = format!("listening in network namespace {netns_cookie}");
+            said('+', Tone::Plain, None, "netns", text)
+        }
+        Event::GuardAlarm { problems, frozen } => {
+            let frozen = if *frozen { "agents frozen: " } else { "" };
+            let text = format!("{frozen}{}", one_line(&problems.join("; ")));
+            said('‼', Tone::Bad, None, "alarm", text)
+        }
+        Event::GuardCleared {} => said(
+            '▶',
+            Tone::Good,
+            None,
+            "cleared",
+            "interception is whole".to_owned(),
+        ),
         Event::GatewayStop { reason } => said('■', Tone::Plain, None, "stop", one_line(reason)),
         Event::GatewayCrashed { open_sessions, .. } => {
             let open = count(open_sessions.len() as u64, "session");

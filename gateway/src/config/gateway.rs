@@ -1,6 +1,10 @@
 //! What belongs to the gateway itself: its port, its directories, its place in the kernel.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
+use std::time::Duration;
+
+use toml::de::DeValue;
 
 use super::errors::Problem;
 use super::section::Section;
@@ -12,6 +16,36 @@ pub struct Gateway {
     /// Loopback port, IPv4 and IPv6, that the kernel redirects agents to.
     pub listen_port: u16,
     pub max_sessions: usize,
+    /// The user that `sluice run` is, or becomes when root starts it: a name, or a numeric user id.
+    pub user: String,
+}
+
+/// `[broker]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broker {
+    /// The socket on which the broker answers the gateway.
+    pub socket: PathBuf,
+}
+
+/// `[dns]`
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dns {
+    pub mode: DnsMode,
+    /// How long an answer may be kept, and at least how long a synthetic address keeps its meaning.
+    pub ttl: Duration,
+    /// Queries that one agent may ask in a second, on average.
+    pub queries_per_second: u32,
+    /// The longest label that is looked at; longer ones carry data out.
+    pub max_label: usize,
+}
+
+/// What agents are told when they ask for a target's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DnsMode {
+    /// An address that means this name for this agent, and nothing anywhere else.
+    Synthetic,
+    /// The target's real addresses.
+    Pass,
 }
 
 /// `[storage]`
@@ -32,15 +66,116 @@ pub struct Kernel {
     pub gateway_cgroup: String,
     /// Directory on a bpffs; never moved by a root.
     pub pins: PathBuf,
+    /// Where the guard against sockets from outside is attached, relative to the cgroup v2 mount; empty for
+    /// the mount itself. It runs for every process below, and denies only those below `agents_cgroup`.
+    pub guard_cgroup: String,
+    /// Devices that agents may open besides the harmless standard ones.
+    pub devices: Vec<Device>,
+    /// What agents see as their own address on a redirected socket (getsockname(2)); loopback if absent.
+    pub local_address: Option<Ipv4Addr>,
+    pub local_address6: Option<Ipv6Addr>,
+    /// Whether agents may connect to Unix sockets, where the kernel can tell (6.7 and later).
+    pub unix_sockets: UnixSockets,
 }
+
+impl Default for Kernel {
+    fn default() -> Self {
+        Self {
+            agents_cgroup: "agents.slice".to_owned(),
+            gateway_cgroup: "sluice.slice".to_owned(),
+            pins: PathBuf::from("/sys/fs/bpf/sluice"),
+            guard_cgroup: String::new(),
+            devices: Vec::new(),
+            local_address: None,
+            local_address6: None,
+            unix_sockets: UnixSockets::Deny,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UnixSockets {
+    Deny,
+    Allow,
+}
+
+/// A device, or all of a major number: `c 195:*`, `c 10:229`, `b 7:0`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Device {
+    pub kind: DeviceKind,
+    pub major: u32,
+    /// `None`: every minor.
+    pub minor: Option<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    Character,
+    Block,
+}
+
+impl std::str::FromStr for Device {
+    type Err = DeviceError;
+
+    fn from_str(text: &str) -> Result<Self, DeviceError> {
+        let (kind, numbers) = text.split_once(' ').ok_or(DeviceError)?;
+        let (major, minor) = numbers.split_once(':').ok_or(DeviceError)?;
+        let kind = match kind {
+            "c" => DeviceKind::Character,
+            "b" => DeviceKind::Block,
+            _ => return Err(DeviceError),
+        };
+        let minor = match minor {
+            "*" => None,
+            minor => Some(minor.parse().map_err(|_| DeviceError)?),
+        };
+        let major = major.parse().map_err(|_| DeviceError)?;
+        Ok(Self { kind, major, minor })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("write it as \"c MAJOR:MINOR\" or \"b MAJOR:MINOR\", with * for every minor")]
+pub struct DeviceError;
 
 pub(super) fn read_gateway(mut section: Section<'_>) -> Gateway {
     let listen_port = section.take("listen_port", |value| values::number(value, 1, 65535));
     let max_sessions = section.take("max_sessions", |value| values::number(value, 1, 1_000_000));
+    let user = section.take("user", values::user);
     section.finish();
     Gateway {
         listen_port: listen_port.unwrap_or(15001),
         max_sessions: max_sessions.unwrap_or(1000),
+        user: user.unwrap_or_else(|| "sluice".to_owned()),
+    }
+}
+
+pub(super) fn read_broker(mut section: Section<'_>, root: Root<'_>) -> Broker {
+    let socket = section.take("socket", |value| root.path(value));
+    section.finish();
+    Broker {
+        socket: socket.unwrap_or_else(|| root.place("/run/sluice/broker.sock")),
+    }
+}
+
+pub(super) fn read_dns(mut section: Section<'_>) -> Dns {
+    let mode = section.take("mode", |value| {
+        values::choice(
+            value,
+            &[("synthetic", DnsMode::Synthetic), ("pass", DnsMode::Pass)],
+        )
+    });
+    let ttl = section.take("ttl_seconds", |value| values::number(value, 1, 86_400));
+    let queries = section.take("queries_per_second", |value| {
+        values::number(value, 1, 100_000)
+    });
+    let max_label = section.take("max_label", |value| values::number(value, 1, 63));
+    section.finish();
+    Dns {
+        mode: mode.unwrap_or(DnsMode::Synthetic),
+        ttl: Duration::from_secs(ttl.unwrap_or(60)),
+        queries_per_second: queries.unwrap_or(50),
+        max_label: max_label.unwrap_or(40),
     }
 }
 
@@ -71,11 +206,38 @@ pub(super) fn read_kernel(mut section: Section<'_>) -> Kernel {
     let agents = section.take("agents_cgroup", values::cgroup);
     let gateway = section.take("gateway_cgroup", values::cgroup);
     let pins = section.take("pins", values::absolute);
+    let guard = section.take("guard_cgroup", guard_cgroup);
+    let devices = section.list("devices", values::parsed).unwrap_or_default();
+    let local_address = section.take("local_address", values::parsed);
+    let local_address6 = section.take("local_address6", values::parsed);
+    let unix_sockets = section.take("unix_sockets", |value| {
+        values::choice(
+            value,
+            &[("deny", UnixSockets::Deny), ("allow", UnixSockets::Allow)],
+        )
+    });
+    let defaults = Kernel::default();
     let kernel = Kernel {
-        agents_cgroup: agents.unwrap_or_else(|| "agents.slice".to_owned()),
-        gateway_cgroup: gateway.unwrap_or_else(|| "sluice.slice".to_owned()),
-        pins: PathBuf::from(pins.unwrap_or("/sys/fs/bpf/sluice")),
+        agents_cgroup: agents.unwrap_or(defaults.agents_cgroup),
+        gateway_cgroup: gateway.unwrap_or(defaults.gateway_cgroup),
+        pins: pins.map_or(defaults.pins, PathBuf::from),
+        guard_cgroup: guard.unwrap_or(defaults.guard_cgroup),
+        devices: devices.into_iter().map(|entry| entry.value).collect(),
+        local_address,
+        local_address6,
+        unix_sockets: unix_sockets.unwrap_or(defaults.unix_sockets),
     };
+    if !kernel.guard_cgroup.is_empty()
+        && (kernel.agents_cgroup == kernel.guard_cgroup
+            || !is_within(&kernel.agents_cgroup, &kernel.guard_cgroup))
+    {
+        let problem = Problem::new(format!(
+            "{:?} is not above the agents' cgroup {:?}",
+            kernel.guard_cgroup, kernel.agents_cgroup
+        ))
+        .hint("sockets that come from outside are only seen from above; \"/\" is the whole host");
+        section.refuse(section.offset_of("guard_cgroup"), "guard_cgroup", problem);
+    }
     if is_within(&kernel.gateway_cgroup, &kernel.agents_cgroup)
         || is_within(&kernel.agents_cgroup, &kernel.gateway_cgroup)
     {
@@ -92,6 +254,14 @@ pub(super) fn read_kernel(mut section: Section<'_>) -> Kernel {
     }
     section.finish();
     kernel
+}
+
+/// `/`, or a cgroup like any other.
+fn guard_cgroup(value: &DeValue<'_>) -> Result<String, Problem> {
+    match values::text(value)? {
+        "/" => Ok(String::new()),
+        _ => values::cgroup(value),
+    }
 }
 
 fn is_within(inner: &str, outer: &str) -> bool {

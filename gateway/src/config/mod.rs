@@ -28,7 +28,9 @@ mod values;
 pub use address::{Address, AddressError};
 pub use agent::Agent;
 pub use errors::{ConfigError, ConfigErrors};
-pub use gateway::{Gateway, Kernel, Storage};
+pub use gateway::{
+    Broker, Device, DeviceKind, Dns, DnsMode, Gateway, Kernel, Storage, UnixSockets,
+};
 pub use identity::{Algorithm, Issuer, JwksSource};
 pub use target::{CredentialSource, Protocol, Target, TargetTls};
 
@@ -47,6 +49,8 @@ pub struct Config {
     /// Directory of the `*.cedar` files.
     pub policies: PathBuf,
     pub kernel: Kernel,
+    pub broker: Broker,
+    pub dns: Dns,
     pub identities: BTreeMap<String, Arc<Issuer>>,
     pub agents: BTreeMap<String, Arc<Agent>>,
     pub targets: BTreeMap<String, Arc<Target>>,
@@ -115,15 +119,26 @@ fn read_document(mut top: Section<'_>, root: Root<'_>, text: &str) -> Option<Con
     let storage = gateway::read_storage(top.table("storage"), root);
     let policies = gateway::read_policies(top.table("policies"), root);
     let kernel = gateway::read_kernel(top.table("kernel"));
+    let broker = gateway::read_broker(top.table("broker"), root);
+    let dns = gateway::read_dns(top.table("dns"));
     let identities = identity::read_all(top.named_tables("identity"), root);
-    let agents = agent::read_all(top.named_tables("agents"), &kernel, &identities, root);
     let targets = target::read_all(top.named_tables("targets"), gateway.listen_port, root);
+    let surroundings = agent::Surroundings {
+        kernel: &kernel,
+        gateway_user: &gateway.user,
+        issuers: &identities,
+        targets: targets.as_ref(),
+        root,
+    };
+    let agents = agent::read_all(top.named_tables("agents"), &surroundings);
     top.finish();
     Some(Config {
         gateway,
         storage,
         policies,
         kernel,
+        broker,
+        dns,
         identities: identities
             .into_iter()
             .map(|(name, issuer)| Some((name, issuer?)))

@@ -27,6 +27,9 @@ pub struct Target {
     pub tls: TargetTls,
     pub credential: CredentialSource,
     pub masks: Vec<MaskRule>,
+    /// Whether the target's names may resolve to loopback, link-local or metadata addresses. Addresses that
+    /// are written as numbers always may.
+    pub allow_local: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,6 +94,7 @@ fn read(
         false => section.require("credential", |_| Ok(None)).flatten(),
     };
     let masks = read_masks(&mut section);
+    let allow_local = section.take("allow_local", values::boolean);
     section.finish();
     Some(Target {
         name,
@@ -101,6 +105,7 @@ fn read(
         tls,
         credential: credential?,
         masks,
+        allow_local: allow_local.unwrap_or(false),
     })
 }
 

@@ -75,6 +75,12 @@ fn the_examples_commented_keys_are_the_defaults() {
         .map(Arc::make_mut)
         .unwrap();
     assert_eq!(shop.dial.take(), Some("10.0.0.7:5432".parse().unwrap()));
+    let bot = spelled_out
+        .agents
+        .get_mut("report-bot")
+        .map(Arc::make_mut)
+        .unwrap();
+    assert!(bot.targets.take().unwrap().contains("shop"));
     spelled_out.sha256.clone_from(&defaults.sha256);
     assert_eq!(format!("{spelled_out:?}"), format!("{defaults:?}"));
 }
@@ -185,11 +191,33 @@ sluice.toml:1: [identity.corp] lacks the key audience
 sluice.toml:3: unknown key identity.corp.audiance (hint: did you mean audience?)"#,
     ),
     (
+        "a guard that is not above the agents, and devices that are none",
+        "",
+        "[kernel]\nguard_cgroup = \"other\"\ndevices = [\"c 195:*\", \"c 195\"]\n",
+        r#"
+sluice.toml:15: kernel.guard_cgroup "other" is not above the agents' cgroup "agents.slice" (hint: sockets that come from outside are only seen from above; "/" is the whole host)
+sluice.toml:16: kernel.devices has the value "c 195": write it as "c MAJOR:MINOR" or "b MAJOR:MINOR", with * for every minor"#,
+    ),
+    (
+        "names of targets and users that clash",
+        "[agents.report-bot]",
+        "[agents.report-bot]\nrun_as = \"sluice\"\ntargets = [\"shop\", \"shap\"]",
+        r#"
+"#,
+    ),
+    (
+        "dns",
+        "",
+        "[dns]\nmode = \"fake\"\nmax_label = 64\n",
+        r#"
+"#,
+    ),
+    (
         "unknown key that is like nothing",
         "",
         "[gateway]\ncolour = 1\n",
         r#"
-sluice.toml:15: unknown key gateway.colour (hint: known are listen_port, max_sessions)"#,
+sluice.toml:15: unknown key gateway.colour (hint: known are listen_port, max_sessions, user)"#,
     ),
     (
         "unknown key in an inline table",

@@ -151,6 +151,24 @@ pub(super) fn cgroup(value: &DeValue<'_>) -> Result<String, Problem> {
     Ok(path.to_owned())
 }
 
+/// What useradd(8) accepts, or a number, so that it is safe on a command line; whether the user exists is
+/// the host's to say.
+pub(super) fn user(value: &DeValue<'_>) -> Result<String, Problem> {
+    let name = text(value)?;
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    match name.len() <= 32 && name.chars().all(fits) && !name.starts_with('-') {
+        true => Ok(name.to_owned()),
+        false => Err(Problem::new(format!("must be a user's name, not {name:?}"))),
+    }
+}
+
+pub(super) fn boolean(value: &DeValue<'_>) -> Result<bool, Problem> {
+    match value {
+        DeValue::Boolean(value) => Ok(*value),
+        _ => Err(wrong_type("true or false", value)),
+    }
+}
+
 /// A host name or an IP address, as a certificate can carry it.
 pub(super) fn server_name(value: &DeValue<'_>) -> Result<String, Problem> {
     let name = text(value)?;

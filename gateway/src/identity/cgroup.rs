@@ -158,6 +158,7 @@ mod tests {
             token_file: "/nowhere".into(),
             subject: None,
             run_as: "nobody".to_owned(),
+            targets: None,
         })
     }
 

@@ -218,6 +218,12 @@ fn configure(object: &mut Ebpf, port: u16) -> Result<(), InterceptError> {
         .ok_or(InterceptError::ObjectLacks(pins::SETTINGS))?;
     let settings = Settings {
         gateway_port: u32::from(port),
+        agents_id: 0,
+        heartbeat_max_ns: 0,
+        agents_level: 0,
+        local_v4: 0,
+        local_v6: [0; 4],
+        allow_unix: 0,
     };
     Array::try_from(map)
         .and_then(|mut array: Array<_, Settings>| array.set(0, settings, 0))

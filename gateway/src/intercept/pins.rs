@@ -1,4 +1,4 @@
-//! What is pinned where: `<pins>/maps-1/NAME` and `<pins>/links/NAME`, below a BPF file system.
+//! What is pinned where: `<pins>/maps-2/NAME` and `<pins>/links/NAME`, below a BPF file system.
 
 use std::fs::{self, DirBuilder};
 use std::os::unix::fs::DirBuilderExt as _;
@@ -20,7 +20,7 @@ pub const DENIALS: &str = "DENIALS";
 pub const MAPS: &[&str] = &[SK_ORIG, SK_ACC, CONNS, SETTINGS, DENIALS];
 
 /// The number is the layout of the types in `gateway_ebpf::flow`: maps of another layout are not reused.
-const MAPS_FOLDER: &str = "maps-1";
+const MAPS_FOLDER: &str = "maps-2";
 const LINKS_FOLDER: &str = "links";
 
 /// `BPF_FS_MAGIC` of linux/magic.h.
