@@ -200,17 +200,19 @@ sluice.toml:16: kernel.devices has the value "c 195": write it as "c MAJOR:MINOR
     ),
     (
         "names of targets and users that clash",
-        "[agents.report-bot]",
-        "[agents.report-bot]\nrun_as = \"sluice\"\ntargets = [\"shop\", \"shap\"]",
+        "[agents.bot]",
+        "[agents.bot]\nrun_as = \"sluice\"\ntargets = [\"shop\", \"shap\"]",
         r#"
-"#,
+sluice.toml:7: agents.bot.run_as "sluice" is the gateway's own user (hint: an agent with the gateway's user id could stop it; give each a user of its own)
+sluice.toml:8: agents.bot.targets names the target "shap", which does not exist (hint: did you mean shop?)"#,
     ),
     (
         "dns",
         "",
         "[dns]\nmode = \"fake\"\nmax_label = 64\n",
         r#"
-"#,
+sluice.toml:15: dns.mode must be "synthetic" or "pass", not "fake" (hint: known are synthetic, pass)
+sluice.toml:16: dns.max_label must be a whole number from 1 to 63, not 64"#,
     ),
     (
         "unknown key that is like nothing",
