@@ -5,6 +5,8 @@
 //! one handle on `/proc/TGID`, which stays bound to one process for good, and that process must have started
 //! before the flow and be in the flow's cgroup. Otherwise the executable is unknown, never a guess.
 //!
+//! Another user's process can only be looked into by root, so the broker does it for the gateway.
+//!
 //! What cannot be seen: a process that replaced its program (`execve`) between the connect and this look.
 
 use std::collections::HashMap;
@@ -14,17 +16,20 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::intercept::Flow;
 
 /// An agent can run a program of any size, real or sparse; larger ones are named but not hashed.
 const MAX_EXECUTABLE: u64 = 1024 * 1024 * 1024;
+
+/// A file system may be as slow as it likes; whoever asks waits for five seconds.
+const MAX_HASHING: Duration = Duration::from_secs(4);
 
 /// `/proc` files are small; these two have a hundred bytes, a cgroup path up to 4 KiB.
 const MAX_PROC_FILE: u64 = 16 * 1024;
@@ -51,43 +56,83 @@ pub struct Process {
     pub exe_sha256: Option<String>,
 }
 
-/// Looks at the flow's process. `cgroup_path` is relative to the cgroup v2 mount.
+/// The program that a process runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Executable {
+    pub path: String,
+    /// In hex; `None` if the file could not be read whole, in time.
+    pub sha256: Option<String>,
+}
+
+impl Process {
+    /// What the kernel noted of the flow's process, and what was found out about its program.
+    pub fn of(flow: &Flow, cgroup_path: &str, executable: Option<Executable>) -> Self {
+        let (exe, exe_sha256) = executable
+            .map(|executable| (executable.path, executable.sha256))
+            .unzip();
+        Self {
+            tgid: flow.tgid,
+            pid: flow.pid,
+            uid: flow.uid,
+            gid: flow.gid,
+            comm: flow.comm.clone(),
+            cgroup: cgroup_path.to_owned(),
+            exe,
+            exe_sha256: exe_sha256.flatten(),
+        }
+    }
+}
+
+/// Looks at the flow's process directly, which needs root for another user's.
+pub fn inspect(flow: &Flow, cgroup_path: &str) -> Process {
+    let executable = executable(flow.tgid, flow.boot_ns, cgroup_path);
+    Process::of(flow, cgroup_path, executable)
+}
+
+/// The program of the process that had the id `tgid` at `boot_ns` (nanoseconds since boot) and is in this
+/// cgroup, relative to the cgroup v2 mount. `None` unless all of that is certain.
 ///
 /// Blocks while it reads the executable, for as long as the filesystem it lies on takes: call it on a thread
 /// that may, under a deadline.
-pub fn inspect(flow: &Flow, cgroup_path: &str) -> Process {
-    let executable = Handle::open(flow.tgid)
-        .filter(|handle| handle.is_origin_of(flow, cgroup_path).unwrap_or(false))
-        .and_then(|handle| handle.executable().ok());
-    let (exe, exe_sha256) = executable.unzip();
-    Process {
-        tgid: flow.tgid,
-        pid: flow.pid,
-        uid: flow.uid,
-        gid: flow.gid,
-        comm: flow.comm.clone(),
-        cgroup: cgroup_path.to_owned(),
-        exe,
-        exe_sha256: exe_sha256.flatten(),
+pub fn executable(tgid: u32, boot_ns: u64, cgroup_path: &str) -> Option<Executable> {
+    let handle = Handle::open(tgid)?;
+    match handle.is_origin(boot_ns, cgroup_path) {
+        Ok(true) => handle.executable().ok(),
+        _ => None,
     }
 }
 
 /// `/proc/TGID`, bound to the process that had that id when it was opened: when it ends, reads fail with
 /// ESRCH, whoever has the id then.
-struct Handle(OwnedFd);
+#[derive(Debug)]
+pub struct Handle(OwnedFd);
 
 impl Handle {
-    fn open(tgid: u32) -> Option<Self> {
+    /// `None`: there is no such process.
+    pub fn open(tgid: u32) -> Option<Self> {
         let path = format!("/proc/{tgid}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         open(path.as_str(), flags, Mode::empty()).ok().map(Self)
     }
 
-    fn is_origin_of(&self, flow: &Flow, cgroup_path: &str) -> io::Result<bool> {
+    /// Where it is in the cgroup v2 hierarchy, relative to its mount; `None` if that is no readable name.
+    pub fn cgroup(&self) -> io::Result<Option<String>> {
+        let content = self.read("cgroup")?;
+        let path = cgroup2_path(&content).map(<[u8]>::to_vec);
+        Ok(path.and_then(|path| String::from_utf8(path).ok()))
+    }
+
+    /// The network namespace it is in.
+    pub fn network(&self) -> io::Result<File> {
+        self.open_file("ns/net")
+    }
+
+    fn is_origin(&self, boot_ns: u64, cgroup_path: &str) -> io::Result<bool> {
         let stat = self.read("stat")?;
         let cgroup = self.read("cgroup")?;
         let started = start_ticks(&stat).map(ticks_to_nanos);
-        Ok(started.is_some_and(|nanos| nanos <= flow.boot_ns)
+        Ok(started.is_some_and(|nanos| nanos <= boot_ns)
             && cgroup2_path(&cgroup) == Some(cgroup_path.as_bytes()))
     }
 
@@ -100,11 +145,14 @@ impl Handle {
     }
 
     /// The path of the running program, and its digest if it can be read.
-    fn executable(&self) -> io::Result<(String, Option<String>)> {
+    fn executable(&self) -> io::Result<Executable> {
         let path: OsString = readlinkat(&self.0, "exe")?;
         // The magic link leads to the file that runs, whatever has become of its path.
-        let digest = self.open_file("exe").and_then(digest).ok().flatten();
-        Ok((path.to_string_lossy().into_owned(), digest))
+        let sha256 = self.open_file("exe").and_then(digest).ok().flatten();
+        Ok(Executable {
+            path: path.to_string_lossy().into_owned(),
+            sha256,
+        })
     }
 
     fn open_file(&self, name: &str) -> io::Result<File> {
@@ -151,7 +199,7 @@ struct Version {
 /// Digests of programs already read. Only saves work: an entry says what the same file's bytes hash to.
 static DIGESTS: LazyLock<Mutex<HashMap<Version, String>>> = LazyLock::new(Mutex::default);
 
-/// SHA-256 of an open file; `None` if it is too large.
+/// SHA-256 of an open file; `None` if it is too large, or too slow.
 fn digest(mut file: File) -> io::Result<Option<String>> {
     let version = Version::of(&file)?;
     if version.size > MAX_EXECUTABLE {
@@ -167,7 +215,11 @@ fn digest(mut file: File) -> io::Result<Option<String>> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut left = MAX_EXECUTABLE;
+    let started = Instant::now();
     loop {
+        if started.elapsed() > MAX_HASHING {
+            return Ok(None);
+        }
         let length = match file.read(&mut buffer) {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -12,9 +12,11 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
+pub mod descriptors;
 mod flow;
 pub mod guard;
 mod hooks;
+pub mod netns;
 mod pins;
 mod sys;
 
