@@ -15,7 +15,7 @@ use nix::sys::socket::{
 use super::packet::{self, Incoming};
 use super::protocol::{Reply, Request, Sockets};
 use super::{BrokerError, Endowment, GuardState, Listeners};
-use crate::identity::process::{Executable, Process};
+use crate::identity::process::{Origin, Process};
 use crate::intercept::Flow;
 
 /// For one request, connecting included.
@@ -57,20 +57,20 @@ impl Client {
     /// The process behind a flow; its program stays unknown when the broker cannot tell. `cgroup` is relative
     /// to the cgroup v2 mount.
     pub fn inspect(&self, flow: &Flow, cgroup: &str) -> Process {
-        let executable = self
-            .executable(flow, cgroup)
+        let origin = self
+            .origin(flow, cgroup)
             .inspect_err(|error| tracing::warn!(tgid = flow.tgid, "no program known: {error}"));
-        Process::of(flow, cgroup, executable.ok().flatten())
+        Process::of(flow, cgroup, origin.ok().flatten())
     }
 
-    fn executable(&self, flow: &Flow, cgroup: &str) -> Result<Option<Executable>, BrokerError> {
+    fn origin(&self, flow: &Flow, cgroup: &str) -> Result<Option<Origin>, BrokerError> {
         let request = Request::Inspect {
             tgid: flow.tgid,
             boot_ns: flow.boot_ns,
             cgroup: cgroup.to_owned(),
         };
         match self.ask(&request)? {
-            (Reply::Executable { executable }, _) => Ok(executable),
+            (Reply::Process { origin }, _) => Ok(origin),
             (reply, _) => Err(unexpected(reply)),
         }
     }

@@ -156,12 +156,12 @@ impl Duties {
         }
         let slot = Arc::clone(&self.inspections);
         // One is the broker's own.
-        let executable = match Arc::strong_count(&slot) - 1 <= MAX_INSPECTIONS {
-            true => process::executable(tgid, boot_ns, &cgroup),
+        let origin = match Arc::strong_count(&slot) - 1 <= MAX_INSPECTIONS {
+            true => process::origin(tgid, boot_ns, &cgroup),
             false => None,
         };
         drop(slot);
-        Ok(Answer::bare(Reply::Executable { executable }))
+        Ok(Answer::bare(Reply::Process { origin }))
     }
 
     fn listen(&self, tgid: u32, netns_cookie: u64) -> Result<Answer, Refusal> {

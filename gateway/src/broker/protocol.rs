@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::identity::process::Executable;
+use crate::identity::process::Origin;
 
 /// The largest message, in bytes, either way.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -13,7 +13,7 @@ pub const MAX_MESSAGE: usize = 64 * 1024;
 pub enum Request {
     /// For the maps and the host's listeners. Only for a gateway that inherited none.
     Hello {},
-    /// For the program of a flow's process.
+    /// For a flow's process and its program.
     Inspect {
         tgid: u32,
         /// When it connected, in nanoseconds since boot.
@@ -39,8 +39,8 @@ pub enum Reply {
     Listeners {
         sockets: Sockets,
     },
-    Executable {
-        executable: Option<Executable>,
+    Process {
+        origin: Option<Origin>,
     },
     State {
         problems: Vec<String>,

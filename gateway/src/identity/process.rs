@@ -24,6 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::intercept::Flow;
+use crate::policy;
 
 /// An agent can run a program of any size, real or sparse; larger ones are named but not hashed.
 const MAX_EXECUTABLE: u64 = 1024 * 1024 * 1024;
@@ -50,27 +51,32 @@ pub struct Process {
     pub gid: u32,
     pub comm: String,
     pub cgroup: String,
+    /// When it started, in nanoseconds since boot (`CLOCK_BOOTTIME`, rounded down to 10 ms): with the boot and
+    /// `tgid` it names one process for ever. `None` if it is not certain.
+    pub started_boot_ns: Option<u64>,
     /// Path as the kernel shows it, ` (deleted)` included; `None` if it is not certain.
     pub exe: Option<String>,
     /// Of the file that is running, in hex, even if it was deleted or replaced.
     pub exe_sha256: Option<String>,
 }
 
-/// The program that a process runs.
+/// What is found out about the process that made a flow, when it is certain to be that one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Executable {
-    pub path: String,
+pub struct Origin {
+    /// In nanoseconds since boot, rounded down to clock ticks.
+    pub started_boot_ns: u64,
+    /// Its program's path, if it can be told.
+    pub exe: Option<String>,
     /// In hex; `None` if the file could not be read whole, in time.
-    pub sha256: Option<String>,
+    pub exe_sha256: Option<String>,
 }
 
 impl Process {
-    /// What the kernel noted of the flow's process, and what was found out about its program.
-    pub fn of(flow: &Flow, cgroup_path: &str, executable: Option<Executable>) -> Self {
-        let (exe, exe_sha256) = executable
-            .map(|executable| (executable.path, executable.sha256))
-            .unzip();
+    /// What the kernel noted of the flow's process, and what was found out about it.
+    pub fn of(flow: &Flow, cgroup_path: &str, origin: Option<Origin>) -> Self {
+        let started_boot_ns = origin.as_ref().map(|origin| origin.started_boot_ns);
+        let (exe, exe_sha256) = origin.map(|origin| (origin.exe, origin.exe_sha256)).unzip();
         Self {
             tgid: flow.tgid,
             pid: flow.pid,
@@ -78,29 +84,42 @@ impl Process {
             gid: flow.gid,
             comm: flow.comm.clone(),
             cgroup: cgroup_path.to_owned(),
-            exe,
+            started_boot_ns,
+            exe: exe.flatten(),
             exe_sha256: exe_sha256.flatten(),
+        }
+    }
+
+    /// What policies may ask about it.
+    pub fn facts(&self) -> policy::Process {
+        policy::Process {
+            uid: self.uid,
+            exe: self.exe.clone(),
+            exe_sha256: self.exe_sha256.clone(),
         }
     }
 }
 
 /// Looks at the flow's process directly, which needs root for another user's.
 pub fn inspect(flow: &Flow, cgroup_path: &str) -> Process {
-    let executable = executable(flow.tgid, flow.boot_ns, cgroup_path);
-    Process::of(flow, cgroup_path, executable)
+    let origin = origin(flow.tgid, flow.boot_ns, cgroup_path);
+    Process::of(flow, cgroup_path, origin)
 }
 
-/// The program of the process that had the id `tgid` at `boot_ns` (nanoseconds since boot) and is in this
-/// cgroup, relative to the cgroup v2 mount. `None` unless all of that is certain.
+/// The process that had the id `tgid` at `boot_ns` (nanoseconds since boot) and is in this cgroup, relative to
+/// the cgroup v2 mount. `None` unless all of that is certain.
 ///
 /// Blocks while it reads the executable, for as long as the filesystem it lies on takes: call it on a thread
 /// that may, under a deadline.
-pub fn executable(tgid: u32, boot_ns: u64, cgroup_path: &str) -> Option<Executable> {
+pub fn origin(tgid: u32, boot_ns: u64, cgroup_path: &str) -> Option<Origin> {
     let handle = Handle::open(tgid)?;
-    match handle.is_origin(boot_ns, cgroup_path) {
-        Ok(true) => handle.executable().ok(),
-        _ => None,
-    }
+    let started_boot_ns = handle.started_before(boot_ns, cgroup_path).ok()??;
+    let (exe, exe_sha256) = handle.executable().ok().unzip();
+    Some(Origin {
+        started_boot_ns,
+        exe,
+        exe_sha256: exe_sha256.flatten(),
+    })
 }
 
 /// `/proc/TGID`, bound to the process that had that id when it was opened: when it ends, reads fail with
@@ -128,12 +147,14 @@ impl Handle {
         self.open_file("ns/net")
     }
 
-    fn is_origin(&self, boot_ns: u64, cgroup_path: &str) -> io::Result<bool> {
+    /// When this process started, if it can be the one that made a flow at `boot_ns` from this cgroup.
+    fn started_before(&self, boot_ns: u64, cgroup_path: &str) -> io::Result<Option<u64>> {
         let stat = self.read("stat")?;
         let cgroup = self.read("cgroup")?;
         let started = start_ticks(&stat).map(ticks_to_nanos);
-        Ok(started.is_some_and(|nanos| nanos <= boot_ns)
-            && cgroup2_path(&cgroup) == Some(cgroup_path.as_bytes()))
+        Ok(started.filter(|nanos| {
+            *nanos <= boot_ns && cgroup2_path(&cgroup) == Some(cgroup_path.as_bytes())
+        }))
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
@@ -145,14 +166,11 @@ impl Handle {
     }
 
     /// The path of the running program, and its digest if it can be read.
-    fn executable(&self) -> io::Result<Executable> {
+    fn executable(&self) -> io::Result<(String, Option<String>)> {
         let path: OsString = readlinkat(&self.0, "exe")?;
         // The magic link leads to the file that runs, whatever has become of its path.
         let sha256 = self.open_file("exe").and_then(digest).ok().flatten();
-        Ok(Executable {
-            path: path.to_string_lossy().into_owned(),
-            sha256,
-        })
+        Ok((path.to_string_lossy().into_owned(), sha256))
     }
 
     fn open_file(&self, name: &str) -> io::Result<File> {
@@ -288,9 +306,13 @@ mod tests {
     }
 
     fn flow(tgid: u32, boot_ns: u64) -> Flow {
+        use crate::intercept::FlowKind;
+
         Flow {
             original: ([127, 0, 0, 1], 5432).into(),
+            kind: FlowKind::Redirected,
             cgroup_id: 1,
+            subtree: 1,
             netns_cookie: 1,
             socket_cookie: 1,
             tgid,
@@ -347,6 +369,9 @@ mod tests {
             (process.comm.as_str(), process.tgid),
             ("psql", std::process::id())
         );
+        let started = process.started_boot_ns.unwrap();
+        assert!(started > 0 && started <= boot_nanos(), "{started}");
+        assert_eq!(process.facts().exe_sha256, process.exe_sha256);
     }
 
     #[test]
@@ -397,6 +422,7 @@ mod tests {
         ] {
             let process = inspect(&flow, &cgroup);
             assert_eq!((process.exe, process.exe_sha256), (None, None), "{name}");
+            assert_eq!(process.started_boot_ns, None, "{name}");
             assert_eq!(process.cgroup, cgroup, "{name}");
         }
         assert!(
