@@ -6,6 +6,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -123,48 +124,58 @@ struct Rounds {
     namespaces: Arc<Mutex<Namespaces>>,
     /// What froze the agents was this process, so it thaws them when all is well again.
     froze: bool,
+    changes: Option<Inotify>,
     logged: Option<(Vec<String>, Instant)>,
 }
 
 impl Rounds {
     fn new(watch: Arc<Watch>, namespaces: Arc<Mutex<Namespaces>>) -> Self {
-        Self {
+        let changes = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
+            .inspect_err(|error| tracing::warn!("changes are seen with a delay: {error}"));
+        let rounds = Self {
             watch,
             namespaces,
             froze: false,
+            changes: changes.ok(),
             logged: None,
-        }
+        };
+        // Before the first look, so that no change falls in between.
+        rounds.subscribe();
+        rounds
     }
 
     fn go_on(&mut self) {
-        let changes = Inotify::init(InitFlags::IN_NONBLOCK | InitFlags::IN_CLOEXEC)
-            .inspect_err(|error| tracing::warn!("changes are seen with a delay: {error}"))
-            .ok();
         loop {
-            self.wait(changes.as_ref());
+            self.wait();
             self.look();
             self.sweep();
         }
     }
 
-    /// Until something is made or removed beside the agents' cgroup, at most a period.
-    fn wait(&self, changes: Option<&Inotify>) {
-        let (Some(changes), Some(parent)) = (changes, self.watch.agents.parent()) else {
+    /// To what is made and removed beside the agents' cgroup. Again and again, because the parent itself may be
+    /// made anew; done twice it is one subscription.
+    fn subscribe(&self) {
+        let kinds = AddWatchFlags::IN_CREATE
+            | AddWatchFlags::IN_DELETE
+            | AddWatchFlags::IN_MOVE
+            | AddWatchFlags::IN_ONLYDIR;
+        if let (Some(changes), Some(parent)) = (&self.changes, self.watch.agents.parent()) {
+            let _ = changes.add_watch(parent, kinds);
+        }
+    }
+
+    /// Until there is such a change, at most a period.
+    fn wait(&self) {
+        self.subscribe();
+        let Some(changes) = &self.changes else {
             return thread::sleep(PERIOD);
         };
-        // Again each time, because the parent itself may have been made anew; done twice it is one watch.
-        let kinds = AddWatchFlags::IN_CREATE | AddWatchFlags::IN_DELETE | AddWatchFlags::IN_MOVE;
-        let _ = changes.add_watch(parent, kinds | AddWatchFlags::IN_ONLYDIR);
-        let mut ready = [PollFd::new(
-            std::os::fd::AsFd::as_fd(changes),
-            PollFlags::POLLIN,
-        )];
+        let mut ready = [PollFd::new(changes.as_fd(), PollFlags::POLLIN)];
         let timeout = PollTimeout::try_from(PERIOD).unwrap_or(PollTimeout::ZERO);
         match poll(&mut ready, timeout) {
             Ok(0) => {}
-            Ok(_) => {
-                let _ = changes.read_events();
-            }
+            // Which change it was does not matter.
+            Ok(_) => drop(changes.read_events()),
             Err(_) => thread::sleep(PERIOD),
         }
     }
