@@ -25,7 +25,7 @@ use std::path::PathBuf;
 
 mod client;
 mod duties;
-mod packet;
+pub mod packet;
 mod protocol;
 mod server;
 mod watch;
