@@ -12,11 +12,13 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
+pub mod descriptors;
 mod flow;
 pub mod guard;
 mod hooks;
 mod lookup;
 mod maps;
+pub mod netns;
 mod pins;
 mod sys;
 
