@@ -85,15 +85,17 @@ impl Channel {
     ) -> io::Result<mpsc::Receiver<Packet<T>>> {
         let (sender, inbox) = mpsc::channel(INBOX);
         let channel = self.clone();
-        let read = move || loop {
-            match channel.next() {
-                Ok(packet) if sender.blocking_send(packet).is_ok() => {}
-                Ok(_) => return,
-                Err(error) => {
-                    tracing::debug!(%error, "the hand-over's socket ended");
-                    return;
+        let read = move || {
+            let error = loop {
+                match channel.next() {
+                    Ok(packet) => match sender.blocking_send(packet) {
+                        Ok(()) => {}
+                        Err(_) => return,
+                    },
+                    Err(error) => break error,
                 }
-            }
+            };
+            tracing::debug!(%error, "the hand-over's socket ended");
         };
         std::thread::Builder::new()
             .name("handover".to_owned())
