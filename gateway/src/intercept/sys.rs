@@ -70,7 +70,7 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
 }
 
 /// SAFETY: `attr` must be filled as `command` demands, its pointers valid for the call.
-unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+pub(super) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: the caller's.
     let result = unsafe {
         libc::syscall(
