@@ -258,9 +258,13 @@ mod tests {
     }
 
     fn flow(tgid: u32, boot_ns: u64) -> Flow {
+        use crate::intercept::FlowKind;
+
         Flow {
             original: ([127, 0, 0, 1], 5432).into(),
+            kind: FlowKind::Redirected,
             cgroup_id: 1,
+            subtree: 1,
             netns_cookie: 1,
             socket_cookie: 1,
             tgid,
