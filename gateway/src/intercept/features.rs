@@ -239,7 +239,7 @@ pub const FEATURES: &[Feature] = &[
             &[attach::BPF_CGROUP_INET4_BIND, attach::BPF_CGROUP_INET6_BIND],
         )
     }),
-    Feature::core("connect, sendmsg (unix)", "6.7", || {
+    Feature::core("unix connect, sendmsg", "6.7", || {
         probe::programs(
             SOCK_ADDR,
             &[attach::BPF_CGROUP_UNIX_CONNECT, attach::BPF_CGROUP_UNIX_SENDMSG],

@@ -12,6 +12,7 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
+pub mod denials;
 pub mod features;
 mod flow;
 pub mod guard;
