@@ -16,6 +16,7 @@ mod guard;
 mod replay;
 mod run;
 mod sessions;
+mod status;
 mod tail;
 
 /// Sluice: prove who ran what, when, and what they saw.
@@ -80,6 +81,8 @@ enum Command {
     Audit(audit::Args),
     /// Check configuration and policies: every error at once
     Check(check::Args),
+    /// Show whether agents are intercepted, and what each of them did (root)
+    Status(status::Args),
     /// Show what this host has and what is missing
     Doctor(doctor::Args),
 }
@@ -96,6 +99,7 @@ pub fn main() -> Result<ExitCode> {
         Command::Replay(args) => replay::run(args, &globals),
         Command::Audit(args) => audit::run(args, &globals),
         Command::Check(args) => check::run(args, &globals),
+        Command::Status(args) => status::run(args, &globals),
         Command::Doctor(args) => doctor::run(args, &globals),
     }
 }

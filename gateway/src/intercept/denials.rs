@@ -521,7 +521,12 @@ mod tests {
 
     #[test]
     fn calls_are_described_as_far_as_the_hook_could_tell() {
-        let v6 = Address([u32::from_ne_bytes([0x20, 1, 0xd, 0xb8]), 0, 0, 1_u32.to_be()]);
+        let v6 = Address([
+            u32::from_ne_bytes([0x20, 1, 0xd, 0xb8]),
+            0,
+            0,
+            1_u32.to_be(),
+        ]);
         let v4 = event(1, Denial::NoTarget).destination;
         let unknown = Address::v4(0);
         for (name, address, port, expected) in [
@@ -545,7 +550,10 @@ mod tests {
             assert_eq!(protocol(number, reason).as_deref(), expected, "{name}");
         }
         let call = call();
-        assert_eq!((call.comm.as_str(), call.tgid, call.uid), ("curl", 42, 65534));
+        assert_eq!(
+            (call.comm.as_str(), call.tgid, call.uid),
+            ("curl", 42, 65534)
+        );
     }
 
     #[test]
@@ -564,7 +572,10 @@ mod tests {
             now,
         );
         assert_eq!(noticed.samples.len(), 1);
-        assert_eq!(noticed.samples[&(9, Denial::NoTarget as u32)].len(), SAMPLES);
+        assert_eq!(
+            noticed.samples[&(9, Denial::NoTarget as u32)].len(),
+            SAMPLES
+        );
         for subtree in 0..2 * BUSY as u64 {
             noticed.notice(&event(subtree, Denial::Egress), now);
         }
