@@ -96,7 +96,7 @@ pub(super) fn lsm_modules() -> Support {
 
 /// A map is read by a thread that has only its descriptor.
 pub(super) fn map_without_privileges() -> Support {
-    let map = match array() {
+    let map = match sys::create_map(bpf_map_type::BPF_MAP_TYPE_ARRAY, 4, 8, 1) {
         Ok(map) => map,
         Err(error) => return refused(&error),
     };
@@ -235,22 +235,7 @@ fn load(of_type: bpf_prog_type, hook: bpf_attach_type) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A map of one element of eight bytes.
-fn array() -> io::Result<OwnedFd> {
-    // SAFETY: all-zero is a valid bpf_attr, and no pointer is in it.
-    let fd = unsafe {
-        let mut attr: bpf_attr = zeroed();
-        let create = &mut attr.__bindgen_anon_1;
-        create.map_type = bpf_map_type::BPF_MAP_TYPE_ARRAY as u32;
-        create.key_size = 4;
-        create.value_size = 8;
-        create.max_entries = 1;
-        sys::bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?
-    };
-    // SAFETY: the kernel just gave us this descriptor.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
-}
-
+/// Of a map of one element of eight bytes.
 fn read_element(map: &OwnedFd) -> io::Result<()> {
     let key = 0_u32;
     let mut value = 0_u64;
