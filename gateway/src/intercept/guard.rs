@@ -17,13 +17,13 @@ use serde::Serialize;
 
 use super::hooks::{self, HOOKS, Hook, Side};
 use super::maps::{self, Table};
-use super::{InterceptError, cgroup, pins, sys};
+use super::{InterceptError, cgroup, features, pins, sys};
 use crate::config::{self, Device, DeviceKind, UnixSockets};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
 
 /// The gateway beats every half second; after this long without one it is taken for dead.
-const HEARTBEAT_MAX: Duration = Duration::from_secs(3);
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(3);
 
 /// The key of the counters that find no room of their own.
 const OVERFLOW: u64 = 0;
@@ -121,6 +121,7 @@ pub fn load(kernel: &config::Kernel, port: u16) -> Result<Loaded, InterceptError
     if port == 0 {
         return Err(InterceptError::NoPort);
     }
+    features::floor()?;
     let places = Places::find(kernel)?;
     cgroup::create(&places.agents)?;
     cgroup::create(&places.gateway)?;

@@ -12,7 +12,9 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
+pub mod denials;
 pub mod descriptors;
+pub mod features;
 mod flow;
 pub mod guard;
 mod hooks;
@@ -32,6 +34,8 @@ pub use maps::{CounterTable, DatagramTable, EventRing, FlowTable, Heartbeat, Map
 /// What went wrong at the kernel edge, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum InterceptError {
+    #[error(transparent)]
+    Floor(#[from] features::FloorError),
     #[error("no cgroup v2 mount: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")]
     NoCgroup2,
     // The causes are part of the text, so they are not sources: a printed chain would repeat them.
