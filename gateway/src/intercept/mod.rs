@@ -12,6 +12,7 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
+pub mod dns;
 mod flow;
 pub mod guard;
 mod hooks;

@@ -212,7 +212,13 @@ mod tests {
             let _ = limiter.admit(at(start, millis), Some("bot"), || millis);
         }
         assert!(limiter.due(at(start, 1000)).is_empty());
-        let line = (Some("bot".to_owned()), Shared { sample: 2, count: 2 });
+        let line = (
+            Some("bot".to_owned()),
+            Shared {
+                sample: 2,
+                count: 2,
+            },
+        );
         assert_eq!(limiter.due(at(start, 1001)), [line.clone()]);
         assert!(limiter.due(at(start, 5000)).is_empty());
         limiter.put_back(at(start, 5000), Some("bot"), line.1.clone());

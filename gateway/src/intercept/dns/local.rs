@@ -73,7 +73,7 @@ fn embedded(v6: Ipv6Addr) -> Option<Ipv4Addr> {
         [0, 0, 0, 0, 0, 0xffff, high, low]
         | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
         // ::0.0.0.1 is ::1, which is no IPv4 address.
-        | [0, 0, 0, 0, 0, 0, high @ 1.., low]
+        | [0, 0, 0, 0, 0, 0, high @ 1..=0xffff, low]
         | [0x2002, high, low, ..] => Some(v4(high, low)),
         _ => None,
     }
@@ -86,7 +86,10 @@ mod tests {
     #[test]
     fn where_names_may_lead() {
         use Forbidden::{Local, Never};
-        let (loopback, link) = (Some(Local("loopback")), Some(Local("link-local or metadata")));
+        let (loopback, link) = (
+            Some(Local("loopback")),
+            Some(Local("link-local or metadata")),
+        );
         for (address, expected) in [
             ("10.0.0.7", None),
             ("192.168.1.1", None),
@@ -113,8 +116,14 @@ mod tests {
             ("224.0.0.1", Some(Never("multicast"))),
             ("ff02::1", Some(Never("multicast"))),
             ("255.255.255.255", Some(Never("broadcast"))),
-            ("198.18.0.1", Some(Never("the gateway's own synthetic range"))),
-            ("fd53:6c75:6963::1", Some(Never("the gateway's own synthetic range"))),
+            (
+                "198.18.0.1",
+                Some(Never("the gateway's own synthetic range")),
+            ),
+            (
+                "fd53:6c75:6963::1",
+                Some(Never("the gateway's own synthetic range")),
+            ),
             // The same in disguise.
             ("::ffff:127.0.0.1", loopback),
             ("::127.0.0.1", loopback),
@@ -124,7 +133,10 @@ mod tests {
             ("2002:7f00:1::", loopback),
             ("2002:a9fe:a9fe::1", link),
             ("2002:808:808::1", None),
-            ("::ffff:198.18.0.1", Some(Never("the gateway's own synthetic range"))),
+            (
+                "::ffff:198.18.0.1",
+                Some(Never("the gateway's own synthetic range")),
+            ),
         ] {
             assert_eq!(forbidden(address.parse().unwrap()), expected, "{address}");
         }

@@ -53,7 +53,10 @@ impl Names {
     /// what is written as numbers wins.
     fn add_literal(&mut self, ip: IpAddr, port: u16, target: &Arc<Target>) {
         let entry = self.literals.entry(SocketAddr::new(ip, port));
-        let written = target.addresses.iter().any(|a| a.port == port && a.ip() == Some(ip));
+        let written = target
+            .addresses
+            .iter()
+            .any(|a| a.port == port && a.ip() == Some(ip));
         match written {
             true => drop(entry.insert_entry(Arc::clone(target))),
             false => drop(entry.or_insert_with(|| Arc::clone(target))),
@@ -74,7 +77,9 @@ impl Names {
 
     /// Every name, with its ports and targets.
     pub fn all(&self) -> impl Iterator<Item = (&str, &BTreeMap<u16, Arc<Target>>)> {
-        self.by_name.iter().map(|(name, ports)| (name.as_str(), ports))
+        self.by_name
+            .iter()
+            .map(|(name, ports)| (name.as_str(), ports))
     }
 
     /// The targets of a name that the agent may reach, by port.
@@ -134,7 +139,10 @@ mod tests {
     fn names() -> Names {
         Names::new(&[
             target("shop", &["db.internal:5432", "10.0.0.7:5432", "[::1]:5432"]),
-            target("stock", &["db.internal:5433", "localhost:5432", "a.b.example:5432"]),
+            target(
+                "stock",
+                &["db.internal:5433", "localhost:5432", "a.b.example:5432"],
+            ),
         ])
     }
 

@@ -76,10 +76,6 @@ impl Pins {
         }
     }
 
-    pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.names.keys().map(String::as_str)
-    }
-
     /// The addresses of a name, from the pin or from a resolver. Whoever asks meanwhile waits for the same answer.
     pub async fn addresses(&self, name: &str) -> Result<Pinned, LookupError> {
         let Some(state) = self.names.get(name) else {
@@ -95,7 +91,12 @@ impl Pins {
         {
             return state.stale(now).ok_or_else(|| error.clone());
         }
-        match self.lookup.lookup(name).await.and_then(|found| checked(name, found)) {
+        match self
+            .lookup
+            .lookup(name)
+            .await
+            .and_then(|found| checked(name, found))
+        {
             Ok(found) => {
                 let pinned = Pinned {
                     addresses: found.addresses,
@@ -162,7 +163,11 @@ mod tests {
     #[tokio::test]
     async fn an_answer_is_pinned() {
         let script = Scripted::default();
-        script.answer("db", &["10.0.0.1", "10.0.0.2", "10.0.0.1", "::ffff:10.0.0.2"], 0);
+        script.answer(
+            "db",
+            &["10.0.0.1", "10.0.0.2", "10.0.0.1", "::ffff:10.0.0.2"],
+            0,
+        );
         let pins = pins(&script);
         let first = pins.addresses("db").await.unwrap();
         assert_eq!(first.addresses, ips(&["10.0.0.1", "10.0.0.2"]));
@@ -216,6 +221,9 @@ mod tests {
         script.answer("db", &[], 60);
         tokio::time::sleep(FAILED).await;
         let error = pins.addresses("db").await.unwrap_err();
-        assert_eq!(error.to_string(), "db cannot be resolved: it has no address");
+        assert_eq!(
+            error.to_string(),
+            "db cannot be resolved: it has no address"
+        );
     }
 }

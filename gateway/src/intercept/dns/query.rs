@@ -189,18 +189,24 @@ mod tests {
             (b"\x04_pg1\x02DB\0", "_pg1.db"),
             // A dot inside of a label is not the dot between labels.
             (b"\x0bdb.internal\0", "db\\.internal"),
-            (b"\x03\xff a\0", "\\377\\ a"),
+            (b"\x03\xff a\0", "\\377\\040a"),
         ];
         for (wire, expected) in rows {
             let bytes = message(0, &with(&[wire, b"\0\x01\0\x01"]));
             let text = parse(&bytes).unwrap().text();
-            assert_eq!(text.replace("\\032", "\\ "), expected, "{wire:?}");
+            assert_eq!(text, expected, "{wire:?}");
         }
     }
 
     #[test]
     fn udp_limits() {
-        for (payload, expected) in [(0u16, 512), (511, 512), (900, 900), (1232, 1232), (65535, 1232)] {
+        for (payload, expected) in [
+            (0u16, 512),
+            (511, 512),
+            (900, 900),
+            (1232, 1232),
+            (65535, 1232),
+        ] {
             let mut opt = OPT.to_vec();
             opt[3..5].copy_from_slice(&payload.to_be_bytes());
             let question = parse(&message(1, &with(&[DB, &opt]))).unwrap();
@@ -229,16 +235,40 @@ mod tests {
             ("no question", header(1, [0, 0, 0, 0]), Some(FormErr)),
             ("two questions", header(1, [2, 0, 0, 0]), Some(FormErr)),
             ("an answer section", header(1, [1, 1, 0, 0]), Some(FormErr)),
-            ("an authority section", header(1, [1, 0, 1, 0]), Some(FormErr)),
+            (
+                "an authority section",
+                header(1, [1, 0, 1, 0]),
+                Some(FormErr),
+            ),
             ("three additionals", header(1, [1, 0, 0, 3]), Some(FormErr)),
             ("a missing record", message(1, DB), Some(FormErr)),
-            ("trailing bytes", message(0, &with(&[DB, b"x"])), Some(FormErr)),
+            (
+                "trailing bytes",
+                message(0, &with(&[DB, b"x"])),
+                Some(FormErr),
+            ),
             ("two OPT", message(2, &with(&[DB, OPT, OPT])), Some(FormErr)),
-            ("a name that ends early", message(0, b"\x05db"), Some(FormErr)),
+            (
+                "a name that ends early",
+                message(0, b"\x05db"),
+                Some(FormErr),
+            ),
             ("a name of 257 bytes", message(0, &long_name), Some(FormErr)),
-            ("a pointer to itself", message(0, b"\xc0\x0c\0\x01\0\x01"), Some(FormErr)),
-            ("a pointer forward", message(0, b"\xc0\x12\0\x01\0\x01\x01a\0"), Some(FormErr)),
-            ("a label type of no kind", message(0, b"\x80a\0\0\x01\0\x01"), Some(FormErr)),
+            (
+                "a pointer to itself",
+                message(0, b"\xc0\x0c\0\x01\0\x01"),
+                Some(FormErr),
+            ),
+            (
+                "a pointer forward",
+                message(0, b"\xc0\x12\0\x01\0\x01\x01a\0"),
+                Some(FormErr),
+            ),
+            (
+                "a label type of no kind",
+                message(0, b"\x80a\0\0\x01\0\x01"),
+                Some(FormErr),
+            ),
             ("too long", message(0, &[0; MAX_QUERY]), Some(FormErr)),
         ];
         for (what, bytes, expected) in rows {

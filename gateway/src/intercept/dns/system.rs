@@ -102,7 +102,9 @@ impl Lookup for System {
             addresses.sort_by_key(IpAddr::is_ipv6);
             Ok(Found {
                 addresses,
-                ttl: answer.valid_until().saturating_duration_since(Instant::now()),
+                ttl: answer
+                    .valid_until()
+                    .saturating_duration_since(Instant::now()),
             })
         })
     }
