@@ -14,6 +14,7 @@ use std::path::PathBuf;
 pub mod cgroup;
 pub mod denials;
 pub mod descriptors;
+pub mod dns;
 pub mod features;
 mod flow;
 pub mod guard;
