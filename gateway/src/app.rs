@@ -14,11 +14,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::audit::event::Event;
-use crate::config::{Address, Config, Target, TargetTls};
+use crate::config::{Config, Target, TargetTls};
 use crate::credentials::{self, Credential};
 use crate::identity::cgroup::AgentTree;
 use crate::identity::token::Keyring;
 use crate::intercept::cgroup::cgroup2_mount;
+use crate::intercept::dns::Dns;
 use crate::intercept::{self, FlowTable, guard};
 use crate::policy::PolicySet;
 use crate::session;
@@ -58,8 +59,6 @@ pub struct Gateway {
 struct Upstream {
     credential: Arc<Credential>,
     tls: Option<Arc<rustls::ClientConfig>>,
-    /// Where to dial; `None` means where the agent wanted to go.
-    dial: Option<SocketAddr>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -67,17 +66,24 @@ impl std::fmt::Debug for Upstream {
         f.debug_struct("Upstream")
             .field("user", &self.credential.user)
             .field("tls", &self.tls.is_some())
-            .field("dial", &self.dial)
             .finish()
     }
 }
 
 impl Gateway {
-    pub fn dial(&self, target: &Arc<Target>, original: SocketAddr, database: &str) -> Option<Dial> {
+    /// How to log in at `address` of a target that was named `host`.
+    pub fn dial(
+        &self,
+        target: &Arc<Target>,
+        address: SocketAddr,
+        host: Option<&str>,
+        database: &str,
+    ) -> Option<Dial> {
         let upstream = self.upstreams.get(&target.name)?;
         Some(Dial {
             target: Arc::clone(target),
-            address: upstream.dial.unwrap_or(original),
+            address,
+            host: host.map(str::to_owned),
             database: database.to_owned(),
             credential: Arc::clone(&upstream.credential),
             tls: upstream.tls.clone(),
@@ -131,8 +137,8 @@ pub async fn run(config: Config, policies: PolicySet) -> Result<()> {
     let (stop_sender, stop) = watch::channel(false);
     let port = config.gateway.listen_port;
     let gateway = Arc::new(Gateway {
-        identities: Arc::new(identities(&config).await?),
-        upstreams: upstreams(&config).await?,
+        identities: Arc::new(identities(&config, &log)?),
+        upstreams: upstreams(&config)?,
         policies: Arc::new(policies),
         log: Arc::clone(&log),
         flows,
@@ -271,64 +277,33 @@ async fn accept_on(listener: Option<&TcpListener>) -> std::io::Result<(TcpStream
     }
 }
 
-async fn identities(config: &Config) -> Result<Identities> {
+fn identities(config: &Config, log: &Arc<Log>) -> Result<Identities> {
     let mount = cgroup2_mount()?;
-    let tree = AgentTree::new(
+    let tree = Arc::new(AgentTree::new(
         &mount,
         &config.kernel.agents_cgroup,
         config.agents.values().cloned(),
-    );
+    ));
     let keyrings = config
         .identities
         .iter()
         .map(|(name, issuer)| (name.clone(), Keyring::new(Arc::clone(issuer))))
         .collect();
-    let mut targets: HashMap<SocketAddr, Arc<Target>> = HashMap::new();
-    for target in config.targets.values() {
-        for address in &target.addresses {
-            for resolved in resolve(address).await? {
-                if let Some(other) = targets.insert(resolved, Arc::clone(target))
-                    && other.name != target.name
-                {
-                    bail!(
-                        "{resolved} is an address of both target \"{}\" and target \"{}\"",
-                        other.name,
-                        target.name
-                    );
-                }
-            }
-        }
-    }
-    Ok(Identities::new(tree, keyrings, targets))
+    let dns = Dns::new(config, Arc::clone(&tree), Arc::clone(log))?;
+    Ok(Identities::new(tree, keyrings, dns))
 }
 
-async fn resolve(address: &Address) -> Result<Vec<SocketAddr>> {
-    let resolved: Vec<SocketAddr> = tokio::net::lookup_host((address.host.as_str(), address.port))
-        .await
-        .with_context(|| format!("resolving {}", address.host))?
-        .collect();
-    if resolved.is_empty() {
-        bail!("{} has no address", address.host);
-    }
-    Ok(resolved)
-}
-
-async fn upstreams(config: &Config) -> Result<HashMap<String, Upstream>> {
+fn upstreams(config: &Config) -> Result<HashMap<String, Upstream>> {
     let mut upstreams = HashMap::new();
     for target in config.targets.values() {
-        let upstream = upstream(target)
-            .await
-            .with_context(|| format!("preparing target \"{}\"", target.name))?;
+        let upstream =
+            upstream(target).with_context(|| format!("preparing target \"{}\"", target.name))?;
         upstreams.insert(target.name.clone(), upstream);
     }
     Ok(upstreams)
 }
 
-async fn upstream(target: &Target) -> Result<Upstream> {
-    let dial = match &target.dial {
-        Some(address) => resolve(address).await?.first().copied(),
-        None => None,
-    };
+fn upstream(target: &Target) -> Result<Upstream> {
     let tls = match &target.tls {
         TargetTls::Disable => None,
         TargetTls::VerifyFull { ca_file, .. } => {
@@ -341,7 +316,6 @@ async fn upstream(target: &Target) -> Result<Upstream> {
     Ok(Upstream {
         credential: Arc::new(credentials::load(&target.credential)?),
         tls,
-        dial,
     })
 }
 
