@@ -7,6 +7,7 @@ mod harness;
 
 mod cancel;
 mod denials;
+mod dns;
 mod evidence;
 mod gateway_killed;
 mod hostile_bytes;

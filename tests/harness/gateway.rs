@@ -46,6 +46,8 @@ pub struct Setup {
     storage: Option<&'static str>,
     algorithms: String,
     pure_cgroup2: bool,
+    /// Sections at the end of the configuration.
+    more: String,
 }
 
 /// An installation whose gateway runs (until the test kills it).
@@ -88,7 +90,14 @@ impl Setup {
             storage: None,
             algorithms: r#"["RS256", "ES256", "EdDSA"]"#.to_owned(),
             pure_cgroup2: false,
+            more: String::new(),
         }
+    }
+
+    /// Adds sections to the configuration, written as TOML.
+    pub fn adding(mut self, sections: &str) -> Self {
+        self.more.push_str(sections);
+        self
     }
 
     /// Uses another of the profiles in /policies.
@@ -223,7 +232,8 @@ addresses = ["127.0.0.1:{database}", "[::1]:{database}"]
 database = "{shop}"
 tls = {tls}
 credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" }}
-{masks}"#,
+{masks}{more}"#,
+            more = self.more,
             port = gateway.port.number,
             max_sessions = self.max_sessions,
             pins = gateway.pins.display(),
