@@ -12,12 +12,14 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
+pub mod descriptors;
 mod flow;
 pub mod guard;
 mod hooks;
 mod lookup;
 mod maps;
 mod object;
+pub mod netns;
 mod pins;
 mod sys;
 mod version;
