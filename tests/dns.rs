@@ -72,7 +72,10 @@ fn psql_connects_by_name() {
     let server = Postgres::start();
     let gateway = by_name(&server).start();
     gateway
-        .as_agent(psql_words(&address("db.shop.example"), ["SELECT 'by name'"]))
+        .as_agent(psql_words(
+            &address("db.shop.example"),
+            ["SELECT 'by name'"],
+        ))
         .succeeds()
         .prints("by name");
     let opened = gateway.event("session.open");
@@ -106,12 +109,22 @@ fn whichever_resolver_is_asked_however() {
         }
     }
     addresses.dedup();
-    assert_eq!(addresses.len(), 1, "one address, whoever is asked: {addresses:?}");
+    assert_eq!(
+        addresses.len(),
+        1,
+        "one address, whoever is asked: {addresses:?}"
+    );
     let questions = gateway.wait_for(9, "dns.query");
     for (question, resolver) in questions.iter().step_by(3).zip(RESOLVERS) {
         let asked = question.text("resolver");
-        assert!(asked.contains(resolver) && asked.ends_with(":53"), "{question}");
-        assert_eq!(question.text("process.cgroup").rsplit('/').next(), Some(AGENT));
+        assert!(
+            asked.contains(resolver) && asked.ends_with(":53"),
+            "{question}"
+        );
+        assert_eq!(
+            question.text("process.cgroup").rsplit('/').next(),
+            Some(AGENT)
+        );
     }
 }
 
@@ -211,7 +224,8 @@ fn names_lead_to_this_host_only_where_the_target_says_so() {
     let gateway = Setup::in_front_of(&server)
         .adding(&named("rebound", "rebound.example", ""))
         .adding(&named("own", "own.example", "allow_local = true\n"))
-        .hosts("127.0.0.1 rebound.example own.example\n")
+        // Nothing listens at the first address.
+        .hosts("127.0.0.77 own.example\n127.0.0.1 rebound.example own.example\n")
         .start();
     let at = |host: &str| address(host).replace("5432", &port.to_string());
     gateway
@@ -233,7 +247,10 @@ fn pass_mode_knows_targets_by_their_real_addresses() {
     let server = Postgres::start();
     let port = server.port();
     let own = target("own", port, "own.example")
-        .replace(&format!("dial = \"127.0.0.1:{port}\"\n"), "allow_local = true\n")
+        .replace(
+            &format!("dial = \"127.0.0.1:{port}\"\n"),
+            "allow_local = true\n",
+        )
         .replace(":5432\"", &format!(":{port}\""));
     let gateway = Setup::in_front_of(&server)
         .adding(&own)
@@ -285,10 +302,18 @@ fn questions_over_the_limit_are_counted_exactly() {
     gateway.as_agent(words).succeeds().prints("REFUSED");
     let counted = || {
         let events = gateway.events();
-        events.named("dns.query").map(|q| q.number("count")).sum::<u64>()
+        events
+            .named("dns.query")
+            .map(|q| q.number("count"))
+            .sum::<u64>()
     };
-    eventually("every question is counted", || counted() == 400);
+    let second = Duration::from_secs(5);
+    eventually("every question is counted", second, || {
+        (counted() == 400).then_some(())
+    });
     let events = gateway.events();
-    let shared = events.named("dns.query").filter(|q| q.text("rule") == "dns:rate");
+    let shared = events
+        .named("dns.query")
+        .filter(|q| q.text("rule") == "dns:rate");
     assert!(shared.count() < 30);
 }

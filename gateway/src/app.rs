@@ -14,6 +14,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::audit::event::Event;
+use crate::broker;
 use crate::config::{Config, Target, TargetTls};
 use crate::credentials::{self, Credential};
 use crate::identity::cgroup::AgentTree;
@@ -290,7 +291,8 @@ fn identities(config: &Config, log: &Arc<Log>) -> Result<Identities> {
         .map(|(name, issuer)| (name.clone(), Keyring::new(Arc::clone(issuer))))
         .collect();
     let dns = Dns::new(config, Arc::clone(&tree), Arc::clone(log))?;
-    Ok(Identities::new(tree, keyrings, dns))
+    let broker = Arc::new(broker::Client::new(&config.broker.socket));
+    Ok(Identities::new(tree, keyrings, dns, broker))
 }
 
 fn upstreams(config: &Config) -> Result<HashMap<String, Upstream>> {

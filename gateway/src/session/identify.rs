@@ -10,9 +10,9 @@ use tokio::net::TcpStream;
 use super::accept::Accepted;
 use super::watch::{self, within};
 use crate::audit::event::{SessionId, Who};
+use crate::broker;
 use crate::config::{Agent, Target};
 use crate::identity::cgroup::AgentTree;
-use crate::identity::process;
 use crate::identity::token::{self, Keyring};
 use crate::intercept::Flow;
 use crate::intercept::dns::{Dialled, Dns};
@@ -72,15 +72,22 @@ pub struct Identities {
     tree: Arc<AgentTree>,
     keyrings: HashMap<String, Keyring>,
     dns: Arc<Dns>,
+    broker: Arc<broker::Client>,
 }
 
 impl Identities {
     /// `keyrings` by issuer name.
-    pub fn new(tree: Arc<AgentTree>, keyrings: HashMap<String, Keyring>, dns: Arc<Dns>) -> Self {
+    pub fn new(
+        tree: Arc<AgentTree>,
+        keyrings: HashMap<String, Keyring>,
+        dns: Arc<Dns>,
+        broker: Arc<broker::Client>,
+    ) -> Self {
         Self {
             tree,
             keyrings,
             dns,
+            broker,
         }
     }
 
@@ -192,7 +199,7 @@ fn look_up(flow: &Flow, identities: &Identities) -> Found {
             ));
         }
     };
-    let process = process::inspect(flow, &located.cgroup_path);
+    let process = identities.broker.inspect(flow, &located.cgroup_path);
     let mut who = Who {
         process: serde_json::to_value(&process).ok(),
         ..Who::default()
