@@ -16,6 +16,7 @@ mod interception;
 mod masks;
 mod masks_and_schema;
 mod secrets;
+mod status;
 mod tokens;
 mod unmodified_clients;
 mod upstream;
