@@ -27,7 +27,7 @@ use crate::harness::program::{eventually, run};
 use crate::harness::{Gateway, Setup};
 
 const NOBODY: u32 = 65534;
-const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Where agents want to go. Nobody is there (RFC 5737, RFC 3849): only the redirected get anywhere.
 const TARGETS: [&str; 2] = ["192.0.2.7:5432", "[2001:db8::7]:5432"];

@@ -34,7 +34,14 @@ pub const SUBJECT: &str = "report-bot@corp";
 /// The user that the gateway is, by number: it needs no entry in the user database. Agents are nobody.
 pub const USER: u32 = 64023;
 
+/// What the broker needs of root, as in its unit in docs/operating.md.
+const BROKER_CAPABILITIES: &str =
+    "-all,+bpf,+chown,+dac_override,+net_admin,+perfmon,+sys_admin,+sys_ptrace";
+
 const PATIENCE: Duration = Duration::from_secs(20);
+
+/// The gateway's /etc/hosts, in the installation's folder.
+const HOSTS: &str = "etc/hosts";
 
 /// What a test may choose before the gateway starts.
 pub struct Setup {
@@ -49,6 +56,9 @@ pub struct Setup {
     storage: Option<&'static str>,
     algorithms: String,
     pure_cgroup2: bool,
+    /// Sections at the end of the configuration.
+    more: String,
+    hosts: Option<String>,
 }
 
 /// An installation whose gateway runs (until the test kills it).
@@ -93,7 +103,21 @@ impl Setup {
             storage: None,
             algorithms: r#"["RS256", "ES256", "EdDSA"]"#.to_owned(),
             pure_cgroup2: false,
+            more: String::new(),
+            hosts: None,
         }
+    }
+
+    /// The gateway's own /etc/hosts, which nobody else sees.
+    pub fn hosts(mut self, lines: &str) -> Self {
+        self.hosts = Some(lines.to_owned());
+        self
+    }
+
+    /// Adds sections to the configuration, written as TOML.
+    pub fn adding(mut self, sections: &str) -> Self {
+        self.more.push_str(sections);
+        self
     }
 
     /// Uses another of the profiles in /policies.
@@ -238,7 +262,8 @@ addresses = ["127.0.0.1:{database}", "[::1]:{database}"]
 database = "{shop}"
 tls = {tls}
 credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" }}
-{masks}"#,
+{masks}{more}"#,
+            more = self.more,
             port = gateway.port.number,
             max_sessions = self.max_sessions,
             pins = gateway.pins.display(),
@@ -249,6 +274,9 @@ credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" 
             user = postgres::USER,
         );
         gateway.write("etc/sluice/sluice.toml", &config);
+        if let Some(hosts) = &self.hosts {
+            gateway.write(HOSTS, hosts);
+        }
         let token = gateway.issuer.token_for(SUBJECT).sign();
         gateway.issue(&token);
         if let Some(size) = self.storage {
@@ -277,20 +305,40 @@ impl Gateway {
             self.start_broker();
         }
         let ready = format!("ready on 127.0.0.1:{}", self.port.number);
-        self.running = Some(self.launch("run", &ready));
+        let command = self.with_its_hosts(self.sluice_command(["run"]));
+        self.running = Some(self.launch(command, &ready));
+    }
+
+    /// The command in a mount namespace where /etc/hosts is the installation's, if it has one.
+    fn with_its_hosts(&self, command: Command) -> Command {
+        let hosts = self.root.path().join(HOSTS);
+        if !hosts.exists() {
+            return command;
+        }
+        let mut wrapped = Command::new("unshare");
+        wrapped
+            .args(["--mount", "sh", "-ec"])
+            .arg(r#"mount --bind "$0" /etc/hosts; exec "$@""#)
+            .arg(hosts)
+            .arg(command.get_program())
+            .args(command.get_args());
+        wrapped
     }
 
     /// Starts the broker (again) and waits for its ready line.
     #[track_caller]
     pub fn start_broker(&mut self) {
         assert!(self.broker.is_none(), "the broker runs already");
-        self.broker = Some(self.launch("broker", "broker ready on "));
+        let mut confined = Command::new("setpriv");
+        confined.args(["--bounding-set", BROKER_CAPABILITIES]);
+        let broker = self.sluice_command(["broker"]);
+        confined.arg(broker.get_program()).args(broker.get_args());
+        self.broker = Some(self.launch(confined, "broker ready on "));
     }
 
     #[track_caller]
-    fn launch(&mut self, command: &str, ready: &str) -> Running {
-        let mut child = self
-            .sluice_command([command])
+    fn launch(&mut self, mut command: Command, ready: &str) -> Running {
+        let mut child = command
             .env("SLUICE_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -313,7 +361,7 @@ impl Gateway {
             }
         }
         let (_, stderr) = running.end(Signal::SIGKILL);
-        panic!("sluice {command} did not say {ready:?}:\n{stderr}");
+        panic!("sluice did not say {ready:?}:\n{stderr}");
     }
 
     /// SIGKILL, as the kernel's OOM killer would. Answers what it had logged.
@@ -499,6 +547,11 @@ impl Gateway {
     /// The gateway's and the broker's control group.
     pub fn gateway_group(&self) -> PathBuf {
         self.parent.join("sluice.slice")
+    }
+
+    /// Adds a policy file, or replaces one; it counts from the next start.
+    pub fn write_policy(&self, name: &str, text: &str) {
+        self.write(&format!("etc/sluice/policies/{name}.cedar"), text);
     }
 
     /// From now on finding `secret` outside fails the test.

@@ -21,7 +21,7 @@ const MAX_NAMESPACES: usize = 1024;
 const MAX_NAMESPACES_EACH: usize = 64;
 
 /// How often in a row a namespace must be seen empty before it is given up.
-const EMPTY_ROUNDS: u32 = 2;
+const EMPTY_ROUNDS: u32 = 5;
 
 /// Abandoned namespaces that the gateway is told about; older ones it has long been told.
 const MAX_ABANDONED: usize = 256;

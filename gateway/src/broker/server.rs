@@ -1,10 +1,10 @@
 //! The socket: who is answered, how many at once, for how long. A thread for each connection, so that a slow
 //! one keeps nobody waiting.
 
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder};
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, chown};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
@@ -20,6 +20,7 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 use nix::sys::stat::{Mode, umask};
+use sd_notify::NotifyState;
 
 use super::duties::{Duties, Namespaces};
 use super::packet::{self, Incoming};
@@ -82,6 +83,9 @@ pub fn serve(config: &Config, ready: impl FnOnce(&Path)) -> Result<(), ServeErro
         clients: Arc::default(),
     };
     ready(path);
+    if let Err(error) = sd_notify::notify(&[NotifyState::Ready]) {
+        tracing::debug!("the service manager was not told: {error}");
+    }
     let outcome = broker.answer_until(&signals, &listener);
     let _ = fs::remove_file(path);
     Ok(outcome?)
@@ -189,13 +193,12 @@ fn listen_on(path: &Path, gateway: u32) -> io::Result<UnixListener> {
     remove_stale(path)?;
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let listener = socket(AddressFamily::Unix, SockType::SeqPacket, flags, None)?;
-    // Nobody but root between bind(2) and chown(2).
+    // The socket gets mode 0600.
     let before = umask(Mode::from_bits_truncate(0o177));
     let bound = bind(listener.as_raw_fd(), &UnixAddr::new(path)?);
     umask(before);
     bound?;
     chown(path, Some(gateway), None)?;
-    fs::set_permissions(path, Permissions::from_mode(0o600))?;
     listen(&listener, Backlog::new(64)?)?;
     Ok(UnixListener::from(listener))
 }

@@ -1,6 +1,8 @@
 //! `sluice status`: whether agents are intercepted, whether they get through, and what each of them did, as
 //! the kernel counted it. Read from the pinned maps, so it answers also when no gateway runs.
 
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::thread::sleep;
@@ -12,7 +14,7 @@ use serde::Serialize;
 use super::Globals;
 use super::tail::quiet_when_reader_leaves;
 use crate::config::Config;
-use crate::identity::cgroup::{AgentTree, Located};
+use crate::identity::cgroup::{AgentTree, CgroupError, Located};
 use crate::intercept::cgroup::cgroup2_mount;
 use crate::intercept::guard::{self, HEARTBEAT_MAX};
 use crate::intercept::{Counters, Denial, InterceptError, Maps, registered_netns};
@@ -36,8 +38,9 @@ fn show(args: &Args, globals: &Globals) -> Result<ExitCode> {
         &config.kernel.agents_cgroup,
         config.agents.values().cloned(),
     );
+    let places = Places::new(&tree);
     loop {
-        let status = read(&config, &tree)?;
+        let status = read(&config, &places)?;
         print(&status, args.watch, globals.json)?;
         if !args.watch {
             return Ok(match status.reachable {
@@ -107,7 +110,34 @@ struct Denied {
 
 // ------------------------------------------------------------------------------------------------ reading it
 
-fn read(config: &Config, tree: &AgentTree) -> Result<Status, InterceptError> {
+/// Where the subtrees are. An id never comes back, so one that is gone is not looked for again: each search
+/// walks all cgroups below the agents'.
+struct Places<'a> {
+    tree: &'a AgentTree,
+    gone: RefCell<BTreeSet<u64>>,
+}
+
+impl<'a> Places<'a> {
+    fn new(tree: &'a AgentTree) -> Self {
+        Self {
+            tree,
+            gone: RefCell::default(),
+        }
+    }
+
+    fn locate(&self, id: u64) -> Option<Located> {
+        if self.gone.borrow().contains(&id) {
+            return None;
+        }
+        let found = self.tree.locate(id);
+        if let Err(CgroupError::Unknown(_)) = found {
+            self.gone.borrow_mut().insert(id);
+        }
+        found.ok()
+    }
+}
+
+fn read(config: &Config, places: &Places<'_>) -> Result<Status, InterceptError> {
     let report = guard::inspect(&config.kernel)?;
     let guard = Guard {
         agents_cgroup: config.kernel.agents_cgroup.clone(),
@@ -121,7 +151,7 @@ fn read(config: &Config, tree: &AgentTree) -> Result<Status, InterceptError> {
     let maps = Maps::from_fds(Maps::open_pins(&config.kernel.pins)?)?;
     let mut netns = registered_netns(&config.kernel.pins)?;
     netns.sort_unstable();
-    let agents = agents(&maps.counters.read()?, |id| tree.locate(id).ok());
+    let agents = agents(&maps.counters.read()?, |id| places.locate(id));
     Ok(Status::new(guard, maps.heartbeat.age()?, netns, agents))
 }
 
