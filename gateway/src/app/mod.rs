@@ -19,6 +19,7 @@ use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch};
 
 use crate::audit::event::Event;
+use crate::broker;
 use crate::config::{Config, Target};
 use crate::identity::cgroup::AgentTree;
 use crate::identity::token::Keyring;
@@ -149,7 +150,12 @@ pub async fn run(start: Start) -> Result<()> {
     let (cancel_keys, strays) = CancelKeys::with_predecessor();
     let (stop_sender, stop) = watch::channel(false);
     let gateway = Arc::new(Gateway {
-        identities: Arc::new(identities(&config, Arc::clone(&tree), Arc::clone(&dns))),
+        identities: Arc::new(identities(
+            &config,
+            Arc::clone(&tree),
+            Arc::clone(&dns),
+            Arc::clone(&broker),
+        )),
         upstreams: upstreams::load(&config)?,
         policies: Arc::new(policies),
         log: Arc::clone(&log),
@@ -244,11 +250,16 @@ fn open_log(config: &Config, origin: &Origin) -> Result<Log> {
     log.context("opening the evidence log")
 }
 
-fn identities(config: &Config, tree: Arc<AgentTree>, dns: Arc<Dns>) -> Identities {
+fn identities(
+    config: &Config,
+    tree: Arc<AgentTree>,
+    dns: Arc<Dns>,
+    broker: Arc<broker::Client>,
+) -> Identities {
     let keyrings = config
         .identities
         .iter()
         .map(|(name, issuer)| (name.clone(), Keyring::new(Arc::clone(issuer))))
         .collect();
-    Identities::new(tree, keyrings, dns)
+    Identities::new(tree, keyrings, dns, broker)
 }

@@ -49,7 +49,8 @@ pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
     // The kernel programs send every connection to a resolver here.
     if accepted.flow().original.port() == DNS {
         let flow = accepted.flow().clone();
-        let answers = gateway.identities.dns().serve_tcp(accepted.into_socket(), flow);
+        let dns = Arc::clone(gateway.identities.dns());
+        let answers = dns.serve_tcp(accepted.into_socket(), flow);
         return tokio::select! {
             () = answers => {}
             () = gateway.stopping() => {}
