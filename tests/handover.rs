@@ -76,11 +76,7 @@ fn no_connect_is_lost_while_gateways_take_over() {
     const HANDOVERS: usize = 4;
     let server = Postgres::start();
     let mut gateway = Setup::in_front_of(&server).max_sessions(300).start();
-    let script = Script::plain(
-        &gateway,
-        "connects.py",
-        include_str!("clients/connects.py"),
-    );
+    let script = Script::plain(&gateway, "connects.py", include_str!("clients/connects.py"));
     let address = format!("127.0.0.1,::1:{}", server.port());
     let mut clients = gateway
         .agent_command(script.words(["16", "16", &address]))
@@ -111,7 +107,10 @@ fn no_connect_is_lost_while_gateways_take_over() {
     assert_eq!(events.count("gateway.start"), HANDOVERS + 1);
     assert_eq!(events.count("session.open"), sessions);
     let closed = |event: &&_| crate::harness::events::Event::text(event, "outcome") == "closed";
-    assert_eq!(events.named("session.close").filter(closed).count(), sessions);
+    assert_eq!(
+        events.named("session.close").filter(closed).count(),
+        sessions
+    );
     assert_eq!(events.count("stmt.result"), sessions);
 }
 
@@ -121,7 +120,10 @@ fn a_transaction_goes_on_in_the_gateway_that_drains() {
     let mut gateway = Setup::in_front_of(&server).policy("allow-all").start();
     let mut session = Session::open(&gateway);
     session.says("BEGIN", "BEGIN");
-    session.says("INSERT INTO products VALUES (7, 'kept', 1, 1)", "INSERT 0 1");
+    session.says(
+        "INSERT INTO products VALUES (7, 'kept', 1, 1)",
+        "INSERT 0 1",
+    );
     let first = gateway.hand_over();
     gateway.psql(["SELECT 'new'"]).succeeds().prints("new");
     let second = gateway.hand_over();
@@ -130,7 +132,10 @@ fn a_transaction_goes_on_in_the_gateway_that_drains() {
     assert!(!has_ended(second), "the way to the first leads through it");
     session.says("COMMIT", "COMMIT");
     session.ends_well();
-    assert_eq!(server.admin("SELECT title FROM products WHERE id = 7"), "kept");
+    assert_eq!(
+        server.admin("SELECT title FROM products WHERE id = 7"),
+        "kept"
+    );
     ends(first);
     ends(second);
     let starts: Vec<String> = gateway
@@ -138,7 +143,10 @@ fn a_transaction_goes_on_in_the_gateway_that_drains() {
         .named("gateway.start")
         .map(|start| start.text("predecessor"))
         .collect();
-    assert_eq!(starts, [String::new(), first.to_string(), second.to_string()]);
+    assert_eq!(
+        starts,
+        [String::new(), first.to_string(), second.to_string()]
+    );
     // The one that is left has the log for itself, and a clean end.
     gateway.psql(["SELECT 1"]).succeeds();
     gateway.stop();
@@ -171,7 +179,10 @@ fn a_statement_of_a_gateway_that_drains_can_be_cancelled() {
         }
         let ended = psql.wait_with_output().expect("psql ends");
         let stderr = String::from_utf8_lossy(&ended.stderr);
-        assert!(stderr.contains("canceling statement due to user request"), "{stderr}");
+        assert!(
+            stderr.contains("canceling statement due to user request"),
+            "{stderr}"
+        );
         assert_eq!(gateway.event("stmt.result").text("sqlstate"), "57014");
         assert_eq!(gateway.events().count("cancel.request"), 1);
         ends(first);
@@ -183,7 +194,7 @@ fn a_reload_reads_policies_and_configuration() {
     let insert = "INSERT INTO products VALUES (8, 'reloaded', 1, 1)";
     let server = Postgres::start();
     let mut gateway = Gateway::in_front_of(&server);
-    gateway.psql([insert]).fails().complains("denied");
+    gateway.psql([insert]).fails().complains("default-deny");
     let policies = crate::harness::repository().join("policies/allow-all.cedar");
     let policies = std::fs::read_to_string(policies).expect("it ships with the repository");
     gateway.edit("etc/sluice/policies/read-only.cedar", |_| policies);
@@ -257,11 +268,17 @@ fn a_successor_that_hangs_or_dies_is_given_up() {
     gateway.signal(Signal::SIGHUP);
     let since = Instant::now();
     let failed = eventually("a second failure", Duration::from_secs(45), || {
-        gateway.events().named("gateway.handover_failed").nth(1).cloned()
+        gateway
+            .events()
+            .named("gateway.handover_failed")
+            .nth(1)
+            .cloned()
     });
     assert!(failed.text("reason").contains("within 30 s"), "{failed}");
     assert!(since.elapsed() >= Duration::from_secs(25));
-    eventually("its end", PATIENCE, || child_of(gateway.pid()).is_none().then_some(()));
+    eventually("its end", PATIENCE, || {
+        child_of(gateway.pid()).is_none().then_some(())
+    });
     gateway.psql(["SELECT 'afterwards'"]).succeeds();
     std::fs::remove_file(trap).expect("the folder is ours");
     gateway.hand_over();
@@ -272,7 +289,10 @@ fn child_of(parent: u32) -> Option<u32> {
     let path = format!("/proc/{parent}/task/{parent}/children");
     let by_main = std::fs::read_to_string(path).unwrap_or_default();
     let mut all = by_main;
-    for task in std::fs::read_dir(format!("/proc/{parent}/task")).ok()?.flatten() {
+    for task in std::fs::read_dir(format!("/proc/{parent}/task"))
+        .ok()?
+        .flatten()
+    {
         all += &std::fs::read_to_string(task.path().join("children")).unwrap_or_default();
     }
     all.split_whitespace().next()?.parse().ok()
@@ -292,6 +312,7 @@ fn sessions_of_a_drain_that_was_killed_are_closed_by_the_successor() {
     assert_eq!(closed.text("outcome"), "crashed", "{closed}");
     assert_eq!(gateway.event("gateway.crashed").number("last_start_seq"), 1);
     gateway.psql(["SELECT 'untouched'"]).succeeds();
+    drop(session.stdin);
     session.psql.wait().expect("psql ends without its server");
     gateway.sluice(["audit", "verify"]).succeeds().prints("ok");
 }
@@ -306,7 +327,10 @@ fn a_gateway_starts_beside_one_that_drains() {
     gateway.psql(["SELECT 1"]).fails().complains("refused");
     session.says("SELECT 'drains on'", "drains on");
     gateway.start_beside();
-    gateway.psql(["SELECT 'served'"]).succeeds().prints("served");
+    gateway
+        .psql(["SELECT 'served'"])
+        .succeeds()
+        .prints("served");
     session.says("SELECT 'to its end'", "to its end");
     session.ends_well();
     // The successor's own end is written when nobody else may still write it.

@@ -431,7 +431,9 @@ impl Gateway {
     /// Found without reading every line, of which there are many while clients connect in a loop.
     fn handovers(&self) -> Vec<Event> {
         let log = fs::read_to_string(self.log_file()).unwrap_or_default();
-        let lines = log.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        let lines = log
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
         let handovers = lines.filter(|line| line.contains(r#""event":"gateway.handover","#));
         let parsed = handovers.map(|line| Event(serde_json::from_str(line).expect("it is JSON")));
         parsed.collect()
