@@ -12,16 +12,17 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
-pub mod descriptors;
 pub mod denials;
+pub mod descriptors;
+pub mod dns;
 pub mod features;
 mod flow;
 pub mod guard;
 mod hooks;
 mod lookup;
 mod maps;
-mod object;
 pub mod netns;
+mod object;
 mod pins;
 mod sys;
 mod version;

@@ -375,7 +375,9 @@ impl Opening {
     }
 
     pub(super) async fn cancel(&self, pid: u32, key: &[u8], gateway: &Gateway) {
-        let Some(backend) = gateway.cancel_keys.find(pid, key, &self.principal.agent) else {
+        let (agent, who) = (&self.principal.agent, self.who.clone());
+        let keys = &gateway.cancel_keys;
+        if !keys.cancel(pid, key, agent, who, &gateway.log).await {
             let denial = Denial {
                 rule: "cancel:unknown-key".to_owned(),
                 message: "the cancel request names no session of this agent".to_owned(),
@@ -383,17 +385,6 @@ impl Opening {
                 hint: "Cancel with the connection that runs the statement.".to_owned(),
             };
             self.deny(Stage::Protocol, &denial, gateway);
-            return;
-        };
-        let requested = Event::CancelRequest {
-            session: backend.session,
-            who: self.who.clone(),
-        };
-        if !self.write(&requested, gateway) {
-            return;
-        }
-        if let Err(error) = upstream::cancel(&backend.dial, backend.pid, &backend.key).await {
-            tracing::warn!(session = %self.session, %error, "a cancel request did not reach the target");
         }
     }
 }
