@@ -8,6 +8,7 @@ mod harness;
 mod broker;
 mod cancel;
 mod denials;
+mod dns;
 mod evidence;
 mod gateway_killed;
 mod hostile_bytes;

@@ -10,12 +10,14 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{AbortHandle, JoinSet};
 
 use super::handover::Estate;
 use crate::broker;
+use crate::intercept::DatagramTable;
+use crate::intercept::dns::Dns;
 
 /// Connections of other namespaces that wait for the accept loop; the rest waits in the backlogs.
 const ARRIVALS: usize = 16;
@@ -26,8 +28,16 @@ pub const AFTER_FAILURE: Duration = Duration::from_millis(100);
 /// A connection, or why there is none.
 pub type Arrival = io::Result<(TcpStream, SocketAddr)>;
 
+/// Who answers the questions that arrive in datagrams.
+#[derive(Debug, Clone)]
+pub struct Resolver {
+    pub dns: Arc<Dns>,
+    pub datagrams: Arc<DatagramTable>,
+}
+
 #[derive(Debug)]
 pub struct Listeners {
+    resolver: Resolver,
     host: Namespace,
     others: BTreeMap<u64, Namespace>,
     arrived: mpsc::Sender<Arrival>,
@@ -44,16 +54,18 @@ struct Namespace {
     tcp: Vec<Arc<TcpListener>>,
     /// Questions to the resolver arrive here.
     udp: Vec<std::net::UdpSocket>,
-    tasks: Vec<AbortHandle>,
+    accepting: Vec<AbortHandle>,
+    answering: JoinSet<()>,
 }
 
 impl Listeners {
     /// The first are the host's own.
-    pub fn open(all: Vec<broker::Listeners>) -> io::Result<Self> {
+    pub fn open(resolver: Resolver, all: Vec<broker::Listeners>) -> io::Result<Self> {
         let mut all = all.into_iter();
         let host = all.next().ok_or(io::ErrorKind::NotFound)?;
         let (arrived, arrivals) = mpsc::channel(ARRIVALS);
         let mut listeners = Self {
+            resolver,
             host: Namespace::open(host)?,
             others: BTreeMap::new(),
             arrived,
@@ -61,6 +73,7 @@ impl Listeners {
             tasks: JoinSet::new(),
             pause: watch::Sender::new(false),
         };
+        listeners.host.answer_datagrams(&listeners.resolver)?;
         for other in all {
             listeners.add(other)?;
         }
@@ -69,7 +82,8 @@ impl Listeners {
 
     /// Also accepts from those of another namespace.
     pub fn add(&mut self, listeners: broker::Listeners) -> io::Result<()> {
-        let namespace = Namespace::open(listeners)?;
+        let mut namespace = Namespace::open(listeners)?;
+        namespace.answer_datagrams(&self.resolver)?;
         let cookie = namespace.cookie;
         self.close(&[cookie]);
         self.others.insert(cookie, namespace);
@@ -94,9 +108,13 @@ impl Listeners {
         }
     }
 
-    /// Accepts nothing more: connections wait in the backlogs. Answers those that were accepted already.
+    /// Accepts nothing more: connections and datagrams wait in the backlogs. Answers what was accepted
+    /// already.
     pub async fn pause(&mut self) -> Vec<Arrival> {
         self.pause.send_replace(true);
+        for namespace in std::iter::once(&mut self.host).chain(self.others.values_mut()) {
+            namespace.answering.shutdown().await;
+        }
         let mut accepted = Vec::new();
         loop {
             tokio::select! {
@@ -110,12 +128,16 @@ impl Listeners {
     }
 
     /// Goes on after a pause.
-    pub fn resume(&mut self) {
+    pub fn resume(&mut self) -> io::Result<()> {
         self.pause.send_replace(false);
         let cookies: Vec<u64> = self.others.keys().copied().collect();
         for cookie in cookies {
             self.accept_from(cookie);
         }
+        for namespace in std::iter::once(&mut self.host).chain(self.others.values_mut()) {
+            namespace.answer_datagrams(&self.resolver)?;
+        }
+        Ok(())
     }
 
     fn accept_from(&mut self, cookie: u64) {
@@ -128,7 +150,7 @@ impl Listeners {
                 self.arrived.clone(),
                 self.pause.subscribe(),
             );
-            namespace.tasks.push(self.tasks.spawn(pass_on));
+            namespace.accepting.push(self.tasks.spawn(pass_on));
         }
     }
 
@@ -156,8 +178,21 @@ impl Namespace {
             cookie: listeners.netns_cookie,
             tcp: tcp.collect::<io::Result<_>>()?,
             udp: listeners.udp,
-            tasks: Vec::new(),
+            accepting: Vec::new(),
+            answering: JoinSet::new(),
         })
+    }
+
+    fn answer_datagrams(&mut self, resolver: &Resolver) -> io::Result<()> {
+        for socket in &self.udp {
+            let socket = socket.try_clone()?;
+            socket.set_nonblocking(true)?;
+            let socket = UdpSocket::from_std(socket)?;
+            let Resolver { dns, datagrams } = resolver.clone();
+            self.answering
+                .spawn(dns.serve_udp(socket, self.cookie, datagrams));
+        }
+        Ok(())
     }
 
     fn estate(&self) -> io::Result<Estate> {
@@ -173,7 +208,7 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        for task in &self.tasks {
+        for task in &self.accepting {
             task.abort();
         }
     }

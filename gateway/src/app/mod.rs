@@ -5,6 +5,7 @@
 //! upstreams  how targets are reached            listeners  where agents' connections arrive
 //! health     may agents connect at all?         pulse      tells the kernel so, twice a second
 //! serve      the accept loop                    drain      the way out
+//! edge       what only the gateway that serves does with the kernel's maps
 //! handover/  SIGHUP: a successor takes over without a connect lost
 //! notify     what the service manager hears
 //! ```
@@ -14,15 +15,17 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use tokio::sync::{mpsc, watch};
 
 use crate::audit::event::Event;
-use crate::config::{Address, Config, Target};
+use crate::broker;
+use crate::config::{Config, Target};
 use crate::identity::cgroup::AgentTree;
 use crate::identity::token::Keyring;
 use crate::intercept::FlowTable;
 use crate::intercept::cgroup::cgroup2_mount;
+use crate::intercept::dns::Dns;
 use crate::policy::PolicySet;
 use crate::session::decide::Analyst;
 use crate::session::driver::postgres::cancel::CancelKeys;
@@ -33,6 +36,7 @@ use crate::store::log::Log;
 use crate::store::recordings;
 
 mod drain;
+mod edge;
 mod handover;
 mod health;
 mod listeners;
@@ -45,9 +49,10 @@ mod upstreams;
 pub use handover::{Herald, Predecessor};
 pub use start::{Start, prepare};
 
+use edge::{Edge, Senses};
 use handover::Program;
 use health::Health;
-use listeners::Listeners;
+use listeners::{Listeners, Resolver};
 use pulse::Pulse;
 use serve::{End, Parts, Server, Signals};
 use start::Origin;
@@ -69,11 +74,19 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    pub fn dial(&self, target: &Arc<Target>, original: SocketAddr, database: &str) -> Option<Dial> {
+    /// How to log in at an address of the target. `host`: the name the agent connected to, if it was a name.
+    pub fn dial(
+        &self,
+        target: &Arc<Target>,
+        address: SocketAddr,
+        host: Option<&str>,
+        database: &str,
+    ) -> Option<Dial> {
         let upstream = self.upstreams.get(&target.name)?;
         Some(Dial {
             target: Arc::clone(target),
-            address: upstream.dial.unwrap_or(original),
+            address,
+            host: host.map(str::to_owned),
             database: database.to_owned(),
             credential: Arc::clone(&upstream.credential),
             tls: upstream.tls.clone(),
@@ -119,7 +132,8 @@ pub async fn run(start: Start) -> Result<()> {
         origin,
     } = start;
     let log = Arc::new(open_log(&config, &origin)?);
-    let (health, examination) = Health::watch(broker, Arc::clone(&log), &config.storage);
+    let (health, examination) =
+        Health::watch(Arc::clone(&broker), Arc::clone(&log), &config.storage);
     let mut started = Event::GatewayStart {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
@@ -127,11 +141,22 @@ pub async fn run(start: Start) -> Result<()> {
         policy_sha256: policies.hash.clone(),
         predecessor: None,
     };
+    let tree = Arc::new(AgentTree::new(
+        &cgroup2_mount()?,
+        &config.kernel.agents_cgroup,
+        config.agents.values().cloned(),
+    ));
+    let dns = Dns::new(&config, Arc::clone(&tree), Arc::clone(&log))?;
     let (cancel_keys, strays) = CancelKeys::with_predecessor();
     let (stop_sender, stop) = watch::channel(false);
     let gateway = Arc::new(Gateway {
-        identities: Arc::new(identities(&config).await?),
-        upstreams: upstreams::load(&config).await?,
+        identities: Arc::new(identities(
+            &config,
+            Arc::clone(&tree),
+            Arc::clone(&dns),
+            Arc::clone(&broker),
+        )),
+        upstreams: upstreams::load(&config)?,
         policies: Arc::new(policies),
         log: Arc::clone(&log),
         flows: maps.flows,
@@ -142,6 +167,7 @@ pub async fn run(start: Start) -> Result<()> {
         stop,
         config,
     });
+    dns.prepare().await;
     health.examined().await;
     let (listeners, gone) = match origin {
         Origin::Broker(listeners) => (vec![listeners], None),
@@ -156,11 +182,27 @@ pub async fn run(start: Start) -> Result<()> {
     };
     log.append(&started)?;
     let (more, registered) = mpsc::channel(16);
+    let resolver = Resolver {
+        dns: Arc::clone(&dns),
+        datagrams: Arc::new(maps.datagrams),
+    };
     let mut server = Server::new(
         gateway,
         signals,
         Parts {
-            listeners: Listeners::open(listeners)?,
+            listeners: Listeners::open(resolver, listeners)?,
+            edge: Edge::new(
+                Senses {
+                    dns,
+                    tree,
+                    log: Arc::clone(&log),
+                    broker,
+                    counters: Arc::new(maps.counters),
+                },
+                maps.targets,
+                maps.events,
+                more.clone(),
+            ),
             pulse: Pulse::new(maps.heartbeat, Arc::clone(&health)),
             health,
             registered,
@@ -169,9 +211,10 @@ pub async fn run(start: Start) -> Result<()> {
             estate,
         },
     );
+    server.edge.start()?;
     server.pulse.beat();
     match gone {
-        Some(gone) => server.predecessor = Some(gone.serving(strays, more.clone())?),
+        Some(gone) => server.predecessor = Some(gone.serving(strays, more)?),
         None => notify::ready(),
     }
     println!("sluice: ready on {}", server.listeners.addresses());
@@ -207,45 +250,16 @@ fn open_log(config: &Config, origin: &Origin) -> Result<Log> {
     log.context("opening the evidence log")
 }
 
-async fn identities(config: &Config) -> Result<Identities> {
-    let mount = cgroup2_mount()?;
-    let tree = AgentTree::new(
-        &mount,
-        &config.kernel.agents_cgroup,
-        config.agents.values().cloned(),
-    );
+fn identities(
+    config: &Config,
+    tree: Arc<AgentTree>,
+    dns: Arc<Dns>,
+    broker: Arc<broker::Client>,
+) -> Identities {
     let keyrings = config
         .identities
         .iter()
         .map(|(name, issuer)| (name.clone(), Keyring::new(Arc::clone(issuer))))
         .collect();
-    let mut targets: HashMap<SocketAddr, Arc<Target>> = HashMap::new();
-    for target in config.targets.values() {
-        for address in &target.addresses {
-            for resolved in resolve(address).await? {
-                if let Some(other) = targets.insert(resolved, Arc::clone(target))
-                    && other.name != target.name
-                {
-                    bail!(
-                        "{resolved} is an address of both target \"{}\" and target \"{}\"",
-                        other.name,
-                        target.name
-                    );
-                }
-            }
-        }
-    }
-    Ok(Identities::new(tree, keyrings, targets))
+    Identities::new(tree, keyrings, dns, broker)
 }
-
-async fn resolve(address: &Address) -> Result<Vec<SocketAddr>> {
-    let resolved: Vec<SocketAddr> = tokio::net::lookup_host((address.host.as_str(), address.port))
-        .await
-        .with_context(|| format!("resolving {}", address.host))?
-        .collect();
-    if resolved.is_empty() {
-        bail!("{} has no address", address.host);
-    }
-    Ok(resolved)
-}
-

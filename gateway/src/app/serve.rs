@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 
 use super::Gateway;
+use super::edge::Edge;
 use super::handover::{HandoverError, Program, Successor};
 use super::health::Health;
 use super::listeners::{AFTER_FAILURE, Arrival, Listeners};
@@ -29,6 +30,7 @@ pub struct Server {
     pub(super) gateway: Arc<Gateway>,
     pub(super) listeners: Listeners,
     pub(super) health: Arc<Health>,
+    pub(super) edge: Edge,
     pub(super) pulse: Pulse,
     pub(super) sessions: JoinSet<()>,
     pub(super) signals: Signals,
@@ -48,6 +50,7 @@ pub struct Server {
 pub struct Parts {
     pub listeners: Listeners,
     pub health: Arc<Health>,
+    pub edge: Edge,
     pub pulse: Pulse,
     pub registered: mpsc::Receiver<broker::Listeners>,
     pub stop: watch::Sender<bool>,
@@ -121,6 +124,7 @@ impl Server {
             gateway,
             listeners: parts.listeners,
             health: parts.health,
+            edge: parts.edge,
             pulse: parts.pulse,
             sessions: JoinSet::new(),
             signals,
@@ -240,6 +244,14 @@ impl Server {
         None
     }
 
+    /// As before the pause. Whatever fails here is loud, and the rest goes on.
+    fn go_on(&mut self) {
+        let resumed = self.listeners.resume().map_err(anyhow::Error::from);
+        if let Err(error) = resumed.and_then(|()| self.edge.start()) {
+            tracing::error!(%error, "not everything goes on after the failed hand-over: restart the gateway");
+        }
+    }
+
     /// Connects wait in the backlogs while this runs.
     async fn let_take_over(
         &mut self,
@@ -248,6 +260,7 @@ impl Server {
         for arrival in self.listeners.pause().await {
             self.arrived(arrival).await;
         }
+        self.edge.stop().await;
         // All the time that the kernel allows without a beat, from now.
         self.pulse.beat();
         let taken = match self.listeners.estate() {
@@ -259,7 +272,7 @@ impl Server {
         };
         if let Err(error) = taken {
             successor.end().await;
-            self.listeners.resume();
+            self.go_on();
             return Err(error);
         }
         Ok(successor)

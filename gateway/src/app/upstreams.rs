@@ -1,14 +1,12 @@
-//! How targets are reached: their credentials, their certificates, where to dial.
+//! How targets are reached: their credentials and their certificates.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::resolve;
 use crate::config::{Config, Target, TargetTls};
 use crate::credentials::{self, Credential};
 
@@ -19,8 +17,6 @@ const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 pub(super) struct Upstream {
     pub(super) credential: Arc<Credential>,
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
-    /// Where to dial; `None` means where the agent wanted to go.
-    pub(super) dial: Option<SocketAddr>,
 }
 
 impl std::fmt::Debug for Upstream {
@@ -28,28 +24,22 @@ impl std::fmt::Debug for Upstream {
         f.debug_struct("Upstream")
             .field("user", &self.credential.user)
             .field("tls", &self.tls.is_some())
-            .field("dial", &self.dial)
             .finish()
     }
 }
 
 /// Every target's, by its name.
-pub(super) async fn load(config: &Config) -> Result<HashMap<String, Upstream>> {
+pub(super) fn load(config: &Config) -> Result<HashMap<String, Upstream>> {
     let mut upstreams = HashMap::new();
     for target in config.targets.values() {
         let upstream = upstream(target)
-            .await
             .with_context(|| format!("preparing target \"{}\"", target.name))?;
         upstreams.insert(target.name.clone(), upstream);
     }
     Ok(upstreams)
 }
 
-async fn upstream(target: &Target) -> Result<Upstream> {
-    let dial = match &target.dial {
-        Some(address) => resolve(address).await?.first().copied(),
-        None => None,
-    };
+fn upstream(target: &Target) -> Result<Upstream> {
     let tls = match &target.tls {
         TargetTls::Disable => None,
         TargetTls::VerifyFull { ca_file, .. } => {
@@ -62,7 +52,6 @@ async fn upstream(target: &Target) -> Result<Upstream> {
     Ok(Upstream {
         credential: Arc::new(credentials::load(&target.credential)?),
         tls,
-        dial,
     })
 }
 

@@ -22,6 +22,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 use crate::config::{Address, Agent, Config, DnsMode, Target};
 use crate::identity::cgroup::AgentTree;
@@ -79,6 +80,15 @@ pub enum DnsError {
          give it a name instead, or set dns.mode = \"pass\""
     )]
     InSyntheticRange { target: String, address: Address },
+    #[error(
+        "target \"{target}\" has the name {name}, with a label of more than {max} characters, which agents \
+         may not ask for: raise dns.max_label"
+    )]
+    LabelTooLong {
+        target: String,
+        name: String,
+        max: usize,
+    },
     #[error(transparent)]
     Lookup(#[from] LookupError),
     #[error(
@@ -142,6 +152,7 @@ impl Dns {
         log: Arc<Log>,
         lookup: Box<dyn pins::Lookup>,
     ) -> Result<Arc<Self>, DnsError> {
+        refuse_long_labels(config)?;
         let names = Names::new(config.targets.values());
         let mut destinations: BTreeSet<SocketAddr> = names.literals().collect();
         let synthetic = match config.dns.mode {
@@ -281,15 +292,17 @@ impl Dns {
 
     /// Pass mode: resolves every name once, so that agents that were there before are not refused. Call it before
     /// the kernel's table is written for the first time.
-    pub async fn prepare(&self) {
+    pub async fn prepare(self: &Arc<Self>) {
         if self.synthetic.is_some() {
             return;
         }
-        let names: Vec<&str> = self.names.all().map(|(name, _)| name).collect();
-        for name in names {
-            // Not yet reachable targets are asked for again, by whoever needs them.
-            let _ = self.learn(name).await;
+        let mut resolving = JoinSet::new();
+        for (name, _) in self.names.all() {
+            let (dns, name) = (Arc::clone(self), name.to_owned());
+            resolving.spawn(async move { dns.learn(&name).await });
         }
+        // What has no answer now is asked for again, at the latest by whoever needs it.
+        while resolving.join_next().await.is_some() {}
     }
 
     /// Pass mode: keeps the destinations current, for as long as it is polled.
@@ -380,6 +393,24 @@ fn refuse_synthetic_literals(config: &Config) -> Result<(), DnsError> {
             return Err(DnsError::InSyntheticRange {
                 target: target.name.clone(),
                 address: address.clone(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// A name that nobody could ask for is a target that nobody could reach.
+fn refuse_long_labels(config: &Config) -> Result<(), DnsError> {
+    let max = config.dns.max_label;
+    for target in config.targets.values() {
+        let too_long = |address: &&Address| {
+            address.ip().is_none() && address.host.split('.').any(|label| label.len() > max)
+        };
+        if let Some(address) = target.addresses.iter().find(too_long) {
+            return Err(DnsError::LabelTooLong {
+                target: target.name.clone(),
+                name: address.host.clone(),
+                max,
             });
         }
     }

@@ -864,6 +864,10 @@ async fn configurations_that_cannot_work() {
     assert!(error.contains("dns.mode = \"pass\""), "{error}");
     assert_eq!(new(&configuration(&[("bot", None)], targets, PASS)), Ok(()));
 
+    let name = format!("{}.example:5432", "a".repeat(41));
+    let error = new(&configuration(&[("bot", None)], &[("shop", &[&name])], "")).unwrap_err();
+    assert!(error.contains("dns.max_label"), "{error}");
+
     let agents: Vec<String> = (0..200).map(|n| format!("bot-{n}")).collect();
     let agents: Vec<(&str, Option<&[&str]>)> =
         agents.iter().map(|name| (name.as_str(), None)).collect();
