@@ -92,7 +92,7 @@ impl Identities {
     }
 
     /// Which target an address means, and where the gateway dials for it.
-    pub fn dns(&self) -> &Dns {
+    pub fn dns(&self) -> &Arc<Dns> {
         &self.dns
     }
 }
