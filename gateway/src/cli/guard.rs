@@ -92,7 +92,7 @@ fn print(report: &Report) {
             "{:<16}  {:<5}  {}",
             link.program,
             state,
-            link.cgroup.display()
+            link.target.display()
         );
     }
     for denials in report.denials.iter().filter(|denials| denials.count > 0) {
