@@ -118,3 +118,43 @@ fn runs_are_counted_per_program() {
     assert_eq!(runs("connect4"), before, "not for others");
     drop(counting);
 }
+
+/// New programs take the old ones' place: no connect runs without one, and none is refused.
+#[test]
+fn loading_again_under_load_lets_nothing_pass_and_refuses_nothing() {
+    const CONNECTS: usize = 200;
+    let instance = Instance::start();
+    let direct = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    direct
+        .set_nonblocking(true)
+        .expect("it can be non-blocking");
+    let address = direct.local_addr().expect("bound");
+    instance.target(&address.to_string());
+    let script = format!(
+        "
+import time
+say('here')
+held = []
+for n in range({CONNECTS}):
+    attempt(lambda: held.append(socket.create_connection(('127.0.0.1', {}), 5)))
+    time.sleep(0.005)
+wait()",
+        address.port()
+    );
+    let mut agent = instance.agent(&script);
+    agent.says();
+    let mut reloads = 0;
+    for connect in 0..CONNECTS {
+        if connect % 20 == 0 {
+            guard::load(instance.kernel(), instance.port).expect("loads again");
+            reloads += 1;
+        }
+        let accepted = instance.accept();
+        let flow = instance.flow_of(&accepted).expect("each has a flow");
+        assert_eq!(flow.original, address);
+        assert_eq!(agent.says(), "ok", "connect {connect}");
+    }
+    direct.accept().expect_err("nobody got past");
+    assert_eq!(reloads, 10);
+    assert_eq!(instance.handshakes(), 0);
+}

@@ -73,7 +73,7 @@ import socket, sys
 parent = socket.socket(fileno=0)
 def four():
     tcp4 = socket.socket(socket.AF_INET)
-    tcp4.bind(("127.0.0.1", 0))
+    tcp4.bind(("127.0.0.1", int(sys.argv[1])))
     port = tcp4.getsockname()[1]
     made = [tcp4]
     for family, kind, host in (
@@ -154,7 +154,8 @@ impl Instance {
         let mut scratch = Scratch::new();
         configure(&mut scratch.kernel);
         let kernel = &scratch.kernel;
-        let sockets = sockets_in(&scratch.path(&kernel.gateway_cgroup).join("gateway"));
+        let group = scratch.path(&kernel.gateway_cgroup).join("gateway");
+        let sockets = sockets_in(&group, &[], 0);
         let [tcp4, tcp6, udp4, udp6] = sockets;
         let tcp = [tcp4, tcp6].map(TcpListener::from);
         let udp = [udp4, udp6].map(UdpSocket::from);
@@ -426,11 +427,13 @@ pub fn in_cgroup(group: &Path) -> Command {
     command
 }
 
-fn sockets_in(group: &Path) -> [OwnedFd; 4] {
+/// The gateway's sockets on a port (0: any), made in its cgroup. `before` is put in front of the interpreter.
+pub fn sockets_in(group: &Path, before: &[&str], port: u16) -> [OwnedFd; 4] {
     cgroup::create(group).expect("cgroups can be made");
     let (here, there) = UnixStream::pair().expect("socket pairs can be made");
     let mut child = in_cgroup(group)
-        .args(["/usr/bin/python3", "-c", SOCKETS])
+        .args(before)
+        .args(["/usr/bin/python3", "-c", SOCKETS, &port.to_string()])
         .stdin(Stdio::from(OwnedFd::from(there)))
         .spawn()
         .expect("sh starts");

@@ -1,11 +1,14 @@
 //! Sockets from outside, and processes outside.
 
+use std::fs::File;
+use std::io::Write as _;
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::fd::AsFd as _;
 use std::time::Duration;
 
-use gateway::intercept::Denial;
+use gateway::intercept::{Denial, attach_lookup, register_netns, registered_netns};
 
-use super::instance::{Agent, Instance};
+use super::instance::{Agent, Instance, sockets_in};
 
 /// A socket keeps its maker's cgroup, so the agents' own hooks never see this one.
 #[test]
@@ -111,4 +114,53 @@ fn the_gateways_port_cannot_be_taken_over() {
         .agent("attempt(lambda: socket.create_connection(('192.0.2.7', 5432), 5))")
         .says_at_the_end();
     assert_eq!(said, ["ECONNREFUSED"]);
+}
+
+/// What the broker does for an agent in a network namespace of its own.
+#[test]
+fn an_agent_in_its_own_network_namespace_reaches_the_gateways_listeners_there() {
+    let instance = Instance::start();
+    let script = "
+import subprocess
+subprocess.run(['ip', 'link', 'set', 'lo', 'up'], check=True)
+say(netns(socket.socket()))
+told()
+s = connect('192.0.2.7', 5432)
+say(s.recv(10).decode())
+told()
+attempt(lambda: socket.create_connection(('192.0.2.7', 5432), 5))";
+    let group = instance.agents().join("bot");
+    let mut agent = Agent::start(&group, &[], &["unshare", "--net"], script);
+    let cookie_there = agent.says().as_u64().expect("a cookie");
+    assert_ne!(cookie_there, instance.netns_cookie);
+    let path = format!("/proc/{}/ns/net", agent.child.id());
+    let netns = File::open(&path).expect("it lives");
+    let enter = format!("--net={path}");
+    let gateway = instance
+        .scratch
+        .path(&instance.kernel().gateway_cgroup)
+        .join("gateway");
+    let sockets = sockets_in(&gateway, &["nsenter", &enter], instance.port);
+    let pins = &instance.kernel().pins;
+    let all = sockets.each_ref().map(|socket| Some(socket.as_fd()));
+    let lookup = attach_lookup(pins, netns.as_fd(), all).expect("it can be attached");
+    instance.register(cookie_there, 1, 1);
+    let registered = registered_netns(pins).expect("they can be read");
+    assert!(registered.contains(&cookie_there) && registered.contains(&instance.netns_cookie));
+    agent.tell("go");
+    let [tcp4, ..] = sockets;
+    let tcp4 = TcpListener::from(tcp4);
+    let (mut stream, _) = tcp4.accept().expect("it comes");
+    agent.says();
+    let flow = instance.flow_of(&stream).expect("a flow");
+    assert_eq!(flow.netns_cookie, cookie_there);
+    assert_eq!(flow.original.to_string(), "192.0.2.7:5432");
+    stream.write_all(b"hello").expect("it is connected");
+    assert_eq!(agent.says(), "hello");
+    // Without listeners the namespace's port leads nowhere, and without registration nobody is sent there.
+    drop((tcp4, lookup));
+    register_netns(pins, cookie_there, None).expect("it can be removed");
+    agent.tell("go");
+    assert_eq!(agent.says(), "ECONNREFUSED");
+    assert_eq!(instance.denials(Denial::Netns), 1);
 }
