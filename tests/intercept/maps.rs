@@ -64,6 +64,10 @@ fn without_privileges_the_descriptors_are_enough() {
                 .expect("it can be read"),
             0
         );
+        // The C library's attempt at nscd has been denied on the way.
+        let mut events = maps.events;
+        let event = runtime().block_on(next_of(&mut events, Denial::UnixSocket));
+        assert_eq!(event.subtree, agent.cgroup_id);
     });
 }
 
@@ -117,10 +121,7 @@ fn denials_are_told_as_they_happen_and_counted_when_nobody_listens() {
     let mut events = Maps::from_fds(descriptors)
         .expect("they are what they should be")
         .events;
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .expect("a runtime");
+    let runtime = runtime();
     let agent = instance.agent("attempt(lambda: socket.create_connection(('192.0.2.8', 81), 5))");
     let (tgid, cgroup_id) = (agent.child.id(), agent.cgroup_id);
     let event = runtime.block_on(next_of(&mut events, Denial::NoTarget));
@@ -160,6 +161,11 @@ say(sorted(words))"
         }
     });
     assert!((1000..MANY).contains(&told), "{told} were told");
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().build().expect("a runtime")
 }
 
 /// The C library asks nscd on the way, which makes events of its own.
