@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod broker;
 mod cancel;
 mod denials;
 mod evidence;
@@ -15,7 +16,9 @@ mod intercept;
 mod interception;
 mod masks;
 mod masks_and_schema;
+mod privileges;
 mod secrets;
+mod status;
 mod tokens;
 mod unmodified_clients;
 mod upstream;

@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, Config};
 
 mod audit;
+mod broker;
 mod check;
 mod doctor;
 mod exec;
@@ -16,6 +17,7 @@ mod guard;
 mod replay;
 mod run;
 mod sessions;
+mod status;
 mod tail;
 
 /// Sluice: prove who ran what, when, and what they saw.
@@ -66,6 +68,8 @@ impl Globals {
 enum Command {
     /// Load, verify or remove the kernel programs (root)
     Guard(guard::Args),
+    /// Do for the gateway what needs root: its listeners, its maps, agents' programs (root)
+    Broker(broker::Args),
     /// Run the gateway
     Run(run::Args),
     /// Start a command as an agent, in that agent's cgroup
@@ -80,6 +84,8 @@ enum Command {
     Audit(audit::Args),
     /// Check configuration and policies: every error at once
     Check(check::Args),
+    /// Show whether agents are intercepted, and what each of them did (root)
+    Status(status::Args),
     /// Show what this host has and what is missing
     Doctor(doctor::Args),
 }
@@ -89,6 +95,7 @@ pub fn main() -> Result<ExitCode> {
     let Cli { globals, command } = Cli::parse();
     match command {
         Command::Guard(args) => guard::run(args, &globals),
+        Command::Broker(args) => broker::run(args, &globals),
         Command::Run(args) => run::run(args, &globals),
         Command::Exec(args) => exec::run(args, &globals),
         Command::Tail(args) => tail::run(args, &globals),
@@ -96,6 +103,7 @@ pub fn main() -> Result<ExitCode> {
         Command::Replay(args) => replay::run(args, &globals),
         Command::Audit(args) => audit::run(args, &globals),
         Command::Check(args) => check::run(args, &globals),
+        Command::Status(args) => status::run(args, &globals),
         Command::Doctor(args) => doctor::run(args, &globals),
     }
 }

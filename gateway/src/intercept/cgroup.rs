@@ -75,6 +75,26 @@ pub fn children(cgroup: &Path) -> impl Iterator<Item = PathBuf> {
     folders.map(|entry| entry.path())
 }
 
+/// Stops every process in the cgroup and below, as they are; SIGKILL still ends them.
+pub fn freeze(cgroup: &Path) -> Result<(), InterceptError> {
+    set_frozen(cgroup, "1")
+}
+
+/// Lets them go on.
+pub fn thaw(cgroup: &Path) -> Result<(), InterceptError> {
+    set_frozen(cgroup, "0")
+}
+
+/// Whether the cgroup is frozen or about to be.
+pub fn is_frozen(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.freeze")).is_ok_and(|state| state.trim() == "1")
+}
+
+fn set_frozen(cgroup: &Path, state: &str) -> Result<(), InterceptError> {
+    let freezer = cgroup.join("cgroup.freeze");
+    fs::write(&freezer, state).map_err(|error| InterceptError::file(&freezer, error))
+}
+
 /// Removes a cgroup and those below it as far as they are empty.
 pub fn remove_if_empty(cgroup: &Path) {
     children(cgroup).for_each(|child| remove_if_empty(&child));

@@ -2,10 +2,10 @@
 
 use std::io;
 use std::mem::zeroed;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use aya::Pod;
-use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_info};
+use aya_obj::generated::{bpf_attr, bpf_cmd, bpf_map_info, bpf_map_type};
 
 use super::{bpf, by_id, info_of, text};
 
@@ -23,6 +23,27 @@ pub fn map_name(id: u32) -> io::Result<String> {
 fn map_info(map: BorrowedFd<'_>) -> io::Result<bpf_map_info> {
     // SAFETY: bpf_map_info is what the kernel writes for a map.
     unsafe { info_of(map, "bpf-map") }
+}
+
+/// Makes a map that is gone with its descriptor (`BPF_MAP_CREATE`).
+pub fn create_map(
+    kind: bpf_map_type,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+) -> io::Result<OwnedFd> {
+    // SAFETY: all-zero is a valid bpf_attr, and no pointer is in it.
+    let fd = unsafe {
+        let mut attr: bpf_attr = zeroed();
+        let create = &mut attr.__bindgen_anon_1;
+        create.map_type = kind as u32;
+        create.key_size = key_size;
+        create.value_size = value_size;
+        create.max_entries = max_entries;
+        bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?
+    };
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// What a map is made of.

@@ -16,7 +16,7 @@ mod maps;
 mod programs;
 
 pub use links::{Attached, attached, effective_programs, link, replace_program};
-pub use maps::{delete, lookup, map_id, map_name, map_shape, next_key, update};
+pub use maps::{create_map, delete, lookup, map_id, map_name, map_shape, next_key, update};
 pub use programs::{load_sock_addr, program};
 
 /// `BPF_F_RDONLY` of linux/bpf.h.
@@ -109,7 +109,7 @@ fn text(name: &[libc::c_char]) -> String {
 }
 
 /// SAFETY: `attr` must be filled as `command` demands, its pointers valid for the call.
-unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+pub(super) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: the caller's.
     let result = unsafe {
         libc::syscall(
