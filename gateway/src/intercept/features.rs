@@ -103,10 +103,12 @@ impl Tier {
                  address families",
             ],
             Tier::Lsm => &[
-                "sockets of other families than the Internet's (packet, vsock, Bluetooth, …): only the seccomp \
-                 filter of sluice exec --isolate refuses them",
-                "connected sockets that an accomplice outside passes in (SCM_RIGHTS)",
-                "reading or steering processes outside (ptrace, pidfd_getfd), where user and pid namespace allow it",
+                "sockets that no cgroup program sees (packet, vsock, netlink, AF_ALG, …), unless the launcher's seccomp \
+                 filter refuses them",
+                "user namespaces, and packet sockets in them, unless the launcher's filter refuses them",
+                "tracing other processes of the agent's user and taking over their sockets, unless the launcher put it \
+                 into a pid namespace of its own",
+                "Unix sockets of others, on kernels before 6.7",
             ],
         }
     }
@@ -323,7 +325,7 @@ pub const FEATURES: &[Feature] = &[
     Feature::lsm("bpf among the LSMs", "5.7", lsm_list)
         .hint("CONFIG_BPF_LSM, and `bpf` in the kernel's command line: lsm=…,bpf"),
     Feature::lsm("kernel BTF", "5.2", btf).hint("a kernel with CONFIG_DEBUG_INFO_BTF"),
-    Feature::lsm("LSM programs", "5.7", probe::lsm_program)
+    Feature::lsm("LSM cgroup programs", "6.0", probe::lsm_program)
         .hint("the kernel must permit loading them: lockdown off, no stricter policy above it"),
 ];
 
