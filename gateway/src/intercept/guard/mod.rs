@@ -21,7 +21,6 @@ mod settings;
 pub use settings::HEARTBEAT_MAX;
 
 pub use inspect::{Denials, LinkState, Report, inspect, verify};
-pub use settings::HEARTBEAT_MAX;
 
 const AGAIN: &str = "run `sluice guard load`";
 
