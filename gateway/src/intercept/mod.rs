@@ -16,6 +16,7 @@ pub mod descriptors;
 mod flow;
 pub mod guard;
 mod hooks;
+pub mod isolate;
 mod lookup;
 mod maps;
 mod object;
