@@ -1,10 +1,13 @@
 //! What starting an isolated process needs of the kernel and no crate offers: clone3(2) into a control
-//! group, and the last of a process's capabilities.
+//! group, the last of a process's capabilities, its keys, and the signals of its child.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::unix::process::CommandExt as _;
+use std::process::Command;
 
 use nix::sched::CloneFlags;
+use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid};
 
 /// Makes a child that is in `cgroup` and in the new `namespaces` from its first instruction on (Linux 5.7).
@@ -120,4 +123,12 @@ pub fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
         return Err(io::Error::last_os_error());
     }
     Ok(cookie)
+}
+
+/// Lets the command's process receive `signals` that this process holds back: a blocked signal stays blocked
+/// across execve(2).
+pub fn release_in_child(command: &mut Command, signals: SigSet) {
+    let release = move || signals.thread_unblock().map_err(io::Error::from);
+    // SAFETY: between fork and exec it calls pthread_sigmask(3) alone, which is async-signal-safe.
+    unsafe { command.pre_exec(release) };
 }

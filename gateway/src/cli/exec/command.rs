@@ -8,7 +8,10 @@ use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process;
 
+use nix::sys::signal::SigSet;
 use nix::unistd::{AccessFlags, User, access};
+
+use crate::intercept::isolate;
 
 /// What a shell answers when a command cannot be run, or is not there.
 const CANNOT_RUN: u8 = 126;
@@ -53,10 +56,15 @@ impl Command {
         }
     }
 
-    /// Starts the command as a child.
-    pub fn spawn(&self) -> Result<process::Child, u8> {
+    /// Starts the command as a child, which receives the signals that this process holds back.
+    pub fn spawn(&self, held: SigSet) -> Result<process::Child, u8> {
+        let start = |file: PathBuf| {
+            let mut command = self.prepared(&file);
+            isolate::release_in_child(&mut command, held);
+            command.spawn()
+        };
         self.lookup()
-            .and_then(|file| self.prepared(&file).spawn())
+            .and_then(start)
             .map_err(|error| self.complain(&error))
     }
 

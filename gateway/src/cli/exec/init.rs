@@ -68,7 +68,7 @@ fn attempt(
     // The agent has the same user: it must not read or trace this process.
     prctl::set_dumpable(false).context("closing the first process to the agent")?;
     stand_in(folder)?;
-    match command.spawn() {
+    match command.spawn(supervise::held_signals()) {
         Ok(child) => {
             let child = Pid::from_raw(child.id().cast_signed());
             supervise::until_ended(child, Some(lifeline.as_fd()))

@@ -9,8 +9,9 @@
 //! * `/proc`: the agent's own processes. `/sys`: the agent's own network devices, read-only, without control
 //!   groups and pinned kernel programs.
 //!
-//! Everything is mounted over what is there; without capabilities nothing can be taken off again, and no
-//! descriptor or working folder leads below.
+//! What was mounted in those places is taken off before the new comes, and where that was no mount of its own,
+//! it lies below the new one. Without capabilities nothing can be taken off again, and no descriptor or
+//! working folder leads below.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
@@ -76,8 +77,9 @@ pub fn set_up(devices: &[Device]) -> Result<()> {
     remount("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
     let hidden = hidden_folders();
     let resolver = Resolver::of_host();
-    close_windows(&hidden)?;
+    close_windows()?;
     for (folder, mode) in &hidden {
+        take_away(folder)?;
         mount_new(
             "tmpfs",
             folder,
@@ -90,9 +92,12 @@ pub fn set_up(devices: &[Device]) -> Result<()> {
     }
     renew_dev(devices)?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
-    mount_new("sysfs", Path::new("/sys"), quiet | MsFlags::MS_RDONLY, "")?;
-    mount_new("proc", Path::new("/proc"), quiet, "")?;
-    close_proc()
+    let (sys, proc) = (Path::new("/sys"), Path::new("/proc"));
+    take_away(sys)?;
+    mount_new("sysfs", sys, quiet | MsFlags::MS_RDONLY, "")?;
+    take_away(proc)?;
+    mount_new("proc", proc, quiet, "")?;
+    close_proc(quiet)
 }
 
 /// Where the names lead: `/var/run` is a link to `/run` on most hosts.
@@ -109,24 +114,25 @@ fn hidden_folders() -> Vec<(PathBuf, &'static str)> {
     folders
 }
 
-fn close_windows(hidden: &[(PathBuf, &str)]) -> Result<()> {
+fn close_windows() -> Result<()> {
     let mountinfo = fs::read_to_string("/proc/self/mountinfo").context("reading mountinfo")?;
-    // What was mounted last lies on top.
-    for path in mountinfo.lines().rev().filter_map(window) {
-        let is_covered = RENEWED.iter().any(|renewed| path.starts_with(renewed))
-            || hidden.iter().any(|(folder, _)| path.starts_with(folder));
-        if is_covered {
-            continue;
-        }
-        match umount2(&path, MntFlags::MNT_DETACH) {
-            // Under another mount, where nobody can see it either.
-            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => {}
-            Err(errno) => {
-                return Err(errno).with_context(|| format!("taking {} away", path.display()));
-            }
+    let windows: Vec<PathBuf> = mountinfo.lines().filter_map(window).collect();
+    // What was mounted last lies on top. /proc is still needed and comes last of all.
+    for path in windows.iter().rev() {
+        if !RENEWED.iter().any(|renewed| path.starts_with(renewed)) {
+            take_away(path)?;
         }
     }
     Ok(())
+}
+
+/// Takes off one mount, and those below it.
+fn take_away(path: &Path) -> Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH) {
+        // None, or under another one, where nobody can see it either.
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("taking {} away", path.display())),
+    }
 }
 
 /// The mount point of a line of mountinfo (proc_pid_mountinfo(5)) whose file system is one of [`WINDOWS`].
@@ -194,6 +200,7 @@ fn renew_dev(devices: &[Device]) -> Result<()> {
     mount_new("devpts", &folder("pts")?, quiet, options)?;
     let shared = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount_new("tmpfs", &folder("shm")?, shared, "mode=1777")?;
+    take_away(old)?;
     mount(Some(aside), old, NONE, MsFlags::MS_MOVE, NONE).context("replacing /dev")?;
     fs::remove_dir(aside).context("removing the folder for devices")
 }
@@ -242,15 +249,15 @@ fn lend(node: &Path, place: &Path) -> Result<()> {
         .with_context(|| format!("lending {}", node.display()))
 }
 
-fn close_proc() -> Result<()> {
+fn close_proc(quiet: MsFlags) -> Result<()> {
     for path in PROC_READ_ONLY
         .iter()
         .filter(|path| Path::new(path).exists())
     {
         mount(Some(*path), *path, NONE, MsFlags::MS_BIND, NONE)
             .with_context(|| format!("lending {path}"))?;
-        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        remount(path, flags)?;
+        let change = MsFlags::MS_BIND | MsFlags::MS_REMOUNT;
+        remount(path, change | MsFlags::MS_RDONLY | quiet)?;
     }
     for path in PROC_HIDDEN.iter().filter(|path| Path::new(path).exists()) {
         mount(Some("/dev/null"), *path, NONE, MsFlags::MS_BIND, NONE)

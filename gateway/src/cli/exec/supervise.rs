@@ -30,15 +30,18 @@ const BY_SIGNAL: i32 = 128;
 /// From here on the signals wait for [`until_ended`]. A first process of a pid namespace needs it before
 /// anybody signals it: what it neither blocks nor handles is thrown away.
 pub fn hold_signals() -> Result<()> {
-    signals().thread_block().context("blocking signals")
+    held_signals().thread_block().context("blocking signals")
 }
 
 /// Signals have their usual effect again.
 pub fn release_signals() -> Result<()> {
-    signals().thread_unblock().context("unblocking signals")
+    held_signals()
+        .thread_unblock()
+        .context("unblocking signals")
 }
 
-fn signals() -> SigSet {
+/// What [`hold_signals`] holds.
+pub fn held_signals() -> SigSet {
     FORWARDED.into_iter().chain([Signal::SIGCHLD]).collect()
 }
 
@@ -46,7 +49,7 @@ fn signals() -> SigSet {
 /// meanwhile. Ends too when the other side of `lifeline` is closed.
 pub fn until_ended(child: Pid, lifeline: Option<BorrowedFd<'_>>) -> Result<u8> {
     let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
-    let pending = SignalFd::with_flags(&signals(), flags).context("receiving signals")?;
+    let pending = SignalFd::with_flags(&held_signals(), flags).context("receiving signals")?;
     loop {
         if let Some(code) = reap(child)? {
             return Ok(code);
