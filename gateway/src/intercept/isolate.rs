@@ -1,5 +1,5 @@
 //! What starting an isolated process needs of the kernel and no crate offers: clone3(2) into a control
-//! group, the last of a process's capabilities, its keys, and the signals of its child.
+//! group, a new session keyring, a namespace's cookie, and the signals of its child.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -43,50 +43,6 @@ pub fn clone_into(cgroup: BorrowedFd<'_>, namespaces: CloneFlags) -> io::Result<
 pub fn fork() -> io::Result<ForkResult> {
     // SAFETY: as there is one thread, no lock is held by a thread that the child does not have.
     Ok(unsafe { nix::unistd::fork() }?)
-}
-
-/// Takes away what execve(2) could give back: the bounding and the ambient set. Needs `CAP_SETPCAP`.
-pub fn limit_capabilities() -> io::Result<()> {
-    // Capabilities are words of 64 bits; the kernel says EINVAL at the first one it does not know.
-    for capability in 0..64 {
-        // SAFETY: takes numbers only.
-        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) } != 0 {
-            let error = io::Error::last_os_error();
-            if error.raw_os_error() == Some(libc::EINVAL) && capability > 0 {
-                break;
-            }
-            return Err(error);
-        }
-    }
-    // SAFETY: takes numbers only.
-    let result = unsafe {
-        libc::prctl(
-            libc::PR_CAP_AMBIENT,
-            libc::PR_CAP_AMBIENT_CLEAR_ALL,
-            0,
-            0,
-            0,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// Gives up every capability that this thread has or could pass on.
-pub fn drop_capabilities() -> io::Result<()> {
-    /// `_LINUX_CAPABILITY_VERSION_3`: two words of 32 bits per set.
-    const VERSION: u32 = 0x2008_0522;
-    let header = [VERSION, 0];
-    let none = [0u32; 6];
-    // SAFETY: header and data are laid out as capset(2) says, outlive the call and are only read; 0 means
-    // the calling thread.
-    let result = unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 /// Leaves the keys of whoever started this process: a session keyring is inherited like a descriptor.

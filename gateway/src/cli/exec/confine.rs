@@ -4,6 +4,8 @@
 use std::ffi::CString;
 
 use anyhow::{Context as _, Result};
+use caps::CapSet;
+use caps::errors::CapsError;
 use nix::sys::prctl;
 use nix::unistd::{self, Gid, User};
 
@@ -29,9 +31,10 @@ impl Credentials {
 /// Makes this process what the command is to be. The order is forced: each step needs what the next takes.
 pub fn confine(credentials: &Credentials) -> Result<()> {
     isolate::leave_session_keyring().context("leaving the caller's keyring")?;
-    isolate::limit_capabilities().context("limiting capabilities")?;
+    // What execve(2) could give back. Afterwards there is no right to change it.
+    caps::clear(None, CapSet::Bounding).context("limiting capabilities")?;
     become_user(credentials)?;
-    isolate::drop_capabilities().context("dropping capabilities")?;
+    drop_capabilities().context("dropping capabilities")?;
     prctl::set_no_new_privs().context("setting no_new_privs")?;
     seccomp::install()
 }
@@ -41,5 +44,18 @@ fn become_user(credentials: &Credentials) -> Result<()> {
     unistd::setgroups(&credentials.groups).context("setting the user's groups")?;
     unistd::setresgid(user.gid, user.gid, user.gid).context("setting the group")?;
     unistd::setresuid(user.uid, user.uid, user.uid).context("setting the user")?;
+    Ok(())
+}
+
+/// Changing to another user than root has done most of it already.
+fn drop_capabilities() -> Result<(), CapsError> {
+    for set in [
+        CapSet::Ambient,
+        CapSet::Effective,
+        CapSet::Inheritable,
+        CapSet::Permitted,
+    ] {
+        caps::clear(None, set)?;
+    }
     Ok(())
 }
