@@ -15,6 +15,7 @@ mod hostile_bytes;
 mod hostile_pipelines;
 mod intercept;
 mod interception;
+mod isolate;
 mod masks;
 mod masks_and_schema;
 mod privileges;

@@ -19,6 +19,7 @@ pub mod features;
 mod flow;
 pub mod guard;
 mod hooks;
+pub mod isolate;
 mod lookup;
 mod maps;
 pub mod netns;
