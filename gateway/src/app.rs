@@ -148,7 +148,10 @@ pub async fn run(config: Config, policies: PolicySet) -> Result<()> {
         Ok(reason) => (*reason).to_owned(),
         Err(error) => format!("{error:#}"),
     };
-    log.append(&Event::GatewayStop { reason })?;
+    log.append(&Event::GatewayStop {
+        reason,
+        pid: Some(std::process::id()),
+    })?;
     log.sync()?;
     outcome.map(drop)
 }

@@ -10,7 +10,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::macros::cgroup_sock_addr;
 use aya_ebpf::programs::SockAddrContext;
 use gateway_ebpf::decide::{self, Connect, Denial, Verdict};
-use gateway_ebpf::flow::COMM_LEN;
+use gateway_ebpf::flow::{COMM_LEN, kind};
 use gateway_ebpf::{Address, Flow};
 
 use super::answer::{ALLOW_DNS, ALLOW_REDIRECTED, deny};
@@ -80,13 +80,15 @@ fn verdict(call: *mut bpf_sock_addr, destination: Address, port: u16) -> Verdict
 /// which does not exist here.
 #[inline(always)]
 fn note(call: *mut bpf_sock_addr, original: Address, port: u16) -> Result<(), Denial> {
-    let flow: &mut Flow = maps::original_or_new(socket(call)).ok_or(Denial::NoStorage)?;
+    let flow: &mut Flow =
+        maps::stored_or_new(&maps::SK_ORIG, socket(call)).ok_or(Denial::NoStorage)?;
     // SAFETY: helpers without preconditions; `comm` is COMM_LEN writable bytes of a map value.
     unsafe {
         let pid_tgid = bpf_get_current_pid_tgid();
         let uid_gid = bpf_get_current_uid_gid();
         flow.destination = original;
         flow.port = port;
+        flow.kind = kind::REDIRECTED;
         flow.cgroup_id = bpf_get_current_cgroup_id();
         flow.netns_cookie = bpf_get_netns_cookie(call.cast());
         flow.socket_cookie = bpf_get_socket_cookie(call.cast());

@@ -50,7 +50,7 @@ fn announce(ctx: &SockOpsContext) {
     if socket.is_null() {
         return;
     }
-    let Some(flow) = maps::original(socket) else {
+    let Some(flow) = maps::stored(&maps::SK_ORIG, socket) else {
         return;
     };
     let key = key(ctx, local, remote);
@@ -85,7 +85,7 @@ fn claim(ctx: &SockOpsContext) {
     // Seen from the client, the source is what is remote here.
     let key = key(ctx, remote, local);
     if let Some(flow) = CONNS.get_ptr_mut(key) {
-        maps::set_accepted(socket, flow);
+        maps::stored_or(&maps::SK_ACC, socket, flow);
         let _ = CONNS.remove(key);
     }
 }

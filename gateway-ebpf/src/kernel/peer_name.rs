@@ -11,7 +11,7 @@ pub fn getpeername4(ctx: SockAddrContext) -> i32 {
     let call = ctx.sock_addr;
     // SAFETY: context words of the kernel's; the destination of an IPv4 socket is v4-mapped.
     unsafe {
-        if let Some(flow) = maps::original((*call).__bindgen_anon_1.sk) {
+        if let Some(flow) = maps::stored(&maps::SK_ORIG, (*call).__bindgen_anon_1.sk) {
             (*call).user_ip4 = flow.destination.0[3];
             (*call).user_port = u32::from(flow.port.to_be());
         }
@@ -24,7 +24,7 @@ pub fn getpeername6(ctx: SockAddrContext) -> i32 {
     let call = ctx.sock_addr;
     // SAFETY: as above.
     unsafe {
-        if let Some(flow) = maps::original((*call).__bindgen_anon_1.sk) {
+        if let Some(flow) = maps::stored(&maps::SK_ORIG, (*call).__bindgen_anon_1.sk) {
             (*call).user_ip6[0] = flow.destination.0[0];
             (*call).user_ip6[1] = flow.destination.0[1];
             (*call).user_ip6[2] = flow.destination.0[2];

@@ -224,6 +224,15 @@ impl Default for Verifier {
 }
 
 impl Verifier {
+    /// Goes on after `events` lines, the last of which has the hash `head`.
+    pub fn after(events: u64, head: Hash) -> Verifier {
+        Verifier {
+            events,
+            head,
+            ..Verifier::default()
+        }
+    }
+
     /// Also look for a head that was noted elsewhere: a log that lost its newest lines no longer has it.
     pub fn expect_head(mut self, head: Hash) -> Verifier {
         self.expected_head = Some(head);

@@ -244,8 +244,16 @@ pub enum Event {
         successor: u32,
         open_sessions: u64,
     },
+    /// A successor did not come up, or not in time: the gateway goes on as before.
+    #[serde(rename = "gateway.handover_failed")]
+    GatewayHandoverFailed { pid: u32, reason: String },
     #[serde(rename = "gateway.stop")]
-    GatewayStop { reason: String },
+    GatewayStop {
+        reason: String,
+        /// Tells which of several gateways that share the log during a hand-over.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        pid: Option<u32>,
+    },
     /// The log shows a start without a stop: written by the next start.
     #[serde(rename = "gateway.crashed")]
     GatewayCrashed {
@@ -431,6 +439,7 @@ impl Event {
             | Event::GatewayStop { .. }
             | Event::GatewayCrashed { .. }
             | Event::GatewayHandover { .. }
+            | Event::GatewayHandoverFailed { .. }
             | Event::ConnectionSilent { .. }
             | Event::KernelDenied { .. }
             | Event::DnsQuery { .. }
@@ -454,6 +463,7 @@ impl Event {
             | Event::SessionClose { who, .. } => Some(who),
             Event::GatewayStart { .. }
             | Event::GatewayHandover { .. }
+            | Event::GatewayHandoverFailed { .. }
             | Event::GatewayStop { .. }
             | Event::GatewayCrashed { .. }
             | Event::KernelDenied { .. }
@@ -579,6 +589,11 @@ pub(crate) mod tests {
             start(),
             Event::GatewayStop {
                 reason: "SIGTERM".into(),
+                pid: Some(42),
+            },
+            Event::GatewayHandoverFailed {
+                pid: 42,
+                reason: "the policies are refused".into(),
             },
             Event::GatewayCrashed {
                 last_start_seq: 1,

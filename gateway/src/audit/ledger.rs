@@ -50,19 +50,24 @@ fn rfc3339<S: serde::Serializer>(time: &Timestamp, serializer: S) -> Result<S::O
     serializer.collect_str(&format_args!("{time:.6}"))
 }
 
-/// All sessions of a log, and whether its last gateway still runs as far as the log knows.
+/// All sessions of a log, and which gateways still run as far as the log knows: more than one while a
+/// gateway that was handed over drains.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     sessions: BTreeMap<SessionId, Session>,
-    running_since: Option<u64>,
+    /// The starts without a stop: sequence number and process, in the order of the log.
+    running: Vec<(u64, u32)>,
 }
 
 impl Ledger {
     /// Takes the next event of the log.
     pub fn apply(&mut self, record: &Record) {
         match &record.event {
-            Event::GatewayStart { .. } => self.running_since = Some(record.seq),
-            Event::GatewayStop { .. } | Event::GatewayCrashed { .. } => self.running_since = None,
+            Event::GatewayStart { pid, .. } => self.running.push((record.seq, *pid)),
+            Event::GatewayStop { pid, .. } => self.stopped(*pid),
+            Event::GatewayCrashed { last_start_seq, .. } => {
+                self.running.retain(|(start, _)| start != last_start_seq);
+            }
             event => {
                 if let Some((session, who)) = event.session().zip(event.who()) {
                     self.session(session, who, record.time)
@@ -77,9 +82,9 @@ impl Ledger {
         self.sessions.values()
     }
 
-    /// The sequence number of the `gateway.start` that no stop followed.
-    pub fn running_since(&self) -> Option<u64> {
-        self.running_since
+    /// The sequence numbers of the `gateway.start`s that no stop followed, oldest first.
+    pub fn running(&self) -> impl Iterator<Item = u64> {
+        self.running.iter().map(|(start, _)| *start)
     }
 
     pub fn open_sessions(&self) -> impl Iterator<Item = &Session> {
@@ -91,6 +96,14 @@ impl Ledger {
     pub fn forget_ended(&mut self) {
         self.sessions
             .retain(|_, session| session.state == State::Open);
+    }
+
+    /// A stop of an older version names no process; there was only one then.
+    fn stopped(&mut self, pid: Option<u32>) {
+        let of = |(_, started): &(u64, u32)| pid.is_none_or(|pid| pid == *started);
+        if let Some(start) = self.running.iter().rposition(of) {
+            self.running.remove(start);
+        }
     }
 
     fn session(&mut self, id: SessionId, who: &Who, time: Timestamp) -> &mut Session {
@@ -160,6 +173,7 @@ impl Session {
             Event::CancelRequest { .. }
             | Event::ConnectionSilent { .. }
             | Event::GatewayHandover { .. }
+            | Event::GatewayHandoverFailed { .. }
             | Event::KernelDenied { .. }
             | Event::DnsQuery { .. }
             | Event::NetnsRegistered { .. }
@@ -225,7 +239,7 @@ mod tests {
         assert_eq!((found.statements, found.denied), (2, 1));
         assert_eq!((found.rows, found.masked), (3, 3));
         assert_eq!(found.duration_us, 3_000_000);
-        assert_eq!(ledger.running_since(), Some(1));
+        assert_eq!(ledger.running().collect::<Vec<_>>(), [1]);
         assert_eq!(ledger.open_sessions().count(), 1);
     }
 
@@ -269,17 +283,60 @@ mod tests {
     }
 
     #[test]
-    fn a_stop_or_a_noted_crash_ends_the_run() {
-        let stop = Event::GatewayStop {
-            reason: "SIGTERM".into(),
+    fn a_run_lasts_until_its_own_stop_or_its_noted_crash() {
+        let started = |pid| {
+            let mut start = start();
+            if let Event::GatewayStart { pid: started, .. } = &mut start {
+                *started = pid;
+            }
+            start
         };
-        let crash = Event::GatewayCrashed {
-            last_start_seq: 1,
+        let stop = |pid| Event::GatewayStop {
+            reason: "SIGTERM".into(),
+            pid,
+        };
+        let crash = |last_start_seq| Event::GatewayCrashed {
+            last_start_seq,
             open_sessions: vec![],
         };
-        assert_eq!(ledger(&[start(), stop]).running_since(), None);
-        assert_eq!(ledger(&[start(), crash.clone()]).running_since(), None);
-        assert_eq!(ledger(&[start(), crash, start()]).running_since(), Some(3));
+        let table: &[(&str, Vec<Event>, &[u64])] = &[
+            ("stopped", vec![start(), stop(Some(42))], &[]),
+            (
+                "stopped by an older version",
+                vec![start(), stop(None)],
+                &[],
+            ),
+            ("crashed", vec![start(), crash(1)], &[]),
+            ("again", vec![start(), crash(1), start()], &[3]),
+            ("handed over", vec![started(1), started(2)], &[1, 2]),
+            (
+                "handed over and drained",
+                vec![started(1), started(2), stop(Some(1))],
+                &[2],
+            ),
+            (
+                "the successor ended first",
+                vec![started(1), started(2), stop(Some(2))],
+                &[1],
+            ),
+            (
+                "the process number came again",
+                vec![started(1), started(2), started(1), stop(Some(1))],
+                &[1, 2],
+            ),
+            (
+                "the predecessor crashed",
+                vec![started(1), started(2), crash(1)],
+                &[2],
+            ),
+        ];
+        for (name, events, expected) in table {
+            assert_eq!(
+                ledger(events).running().collect::<Vec<_>>(),
+                *expected,
+                "{name}"
+            );
+        }
     }
 
     #[test]

@@ -129,7 +129,11 @@ fn say(event: &Event, length: Length) -> Said {
             "cleared",
             "interception is whole".to_owned(),
         ),
-        Event::GatewayStop { reason } => said('■', Tone::Plain, None, "stop", one_line(reason)),
+        Event::GatewayHandoverFailed { reason, .. } => {
+            let text = format!("{}; the gateway goes on as before", one_line(reason));
+            said('‼', Tone::Bad, None, "handover", text)
+        }
+        Event::GatewayStop { reason, .. } => said('■', Tone::Plain, None, "stop", one_line(reason)),
         Event::GatewayCrashed { open_sessions, .. } => {
             let open = count(open_sessions.len() as u64, "session");
             let text = format!("the gateway before died with {open} open");
@@ -409,6 +413,7 @@ mod tests {
             (
                 Event::GatewayStop {
                     reason: "SIGTERM".into(),
+                    pid: None,
                 },
                 "-        gateway      ■ stop        SIGTERM",
             ),

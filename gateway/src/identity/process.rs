@@ -22,6 +22,7 @@ use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use crate::intercept::Flow;
+use crate::policy;
 
 /// An agent can run a program of any size, real or sparse; larger ones are named but not hashed.
 const MAX_EXECUTABLE: u64 = 1024 * 1024 * 1024;
@@ -45,10 +46,24 @@ pub struct Process {
     pub gid: u32,
     pub comm: String,
     pub cgroup: String,
+    /// When it started, in nanoseconds since boot (`CLOCK_BOOTTIME`, rounded down to 10 ms): with the boot and
+    /// `tgid` it names one process for ever. `None` if it is not certain.
+    pub started_boot_ns: Option<u64>,
     /// Path as the kernel shows it, ` (deleted)` included; `None` if it is not certain.
     pub exe: Option<String>,
     /// Of the file that is running, in hex, even if it was deleted or replaced.
     pub exe_sha256: Option<String>,
+}
+
+impl Process {
+    /// What policies may ask about it.
+    pub fn facts(&self) -> policy::Process {
+        policy::Process {
+            uid: self.uid,
+            exe: self.exe.clone(),
+            exe_sha256: self.exe_sha256.clone(),
+        }
+    }
 }
 
 /// Looks at the flow's process. `cgroup_path` is relative to the cgroup v2 mount.
@@ -56,9 +71,13 @@ pub struct Process {
 /// Blocks while it reads the executable, for as long as the filesystem it lies on takes: call it on a thread
 /// that may, under a deadline.
 pub fn inspect(flow: &Flow, cgroup_path: &str) -> Process {
-    let executable = Handle::open(flow.tgid)
-        .filter(|handle| handle.is_origin_of(flow, cgroup_path).unwrap_or(false))
-        .and_then(|handle| handle.executable().ok());
+    let origin = Handle::open(flow.tgid).and_then(|handle| {
+        let started = handle.started_as_origin_of(flow, cgroup_path).ok()??;
+        Some((handle, started))
+    });
+    let executable = origin
+        .as_ref()
+        .and_then(|(handle, _)| handle.executable().ok());
     let (exe, exe_sha256) = executable.unzip();
     Process {
         tgid: flow.tgid,
@@ -67,6 +86,7 @@ pub fn inspect(flow: &Flow, cgroup_path: &str) -> Process {
         gid: flow.gid,
         comm: flow.comm.clone(),
         cgroup: cgroup_path.to_owned(),
+        started_boot_ns: origin.map(|(_, started)| started),
         exe,
         exe_sha256: exe_sha256.flatten(),
     }
@@ -83,12 +103,14 @@ impl Handle {
         open(path.as_str(), flags, Mode::empty()).ok().map(Self)
     }
 
-    fn is_origin_of(&self, flow: &Flow, cgroup_path: &str) -> io::Result<bool> {
+    /// When this process started, if it can be the one that made the flow.
+    fn started_as_origin_of(&self, flow: &Flow, cgroup_path: &str) -> io::Result<Option<u64>> {
         let stat = self.read("stat")?;
         let cgroup = self.read("cgroup")?;
         let started = start_ticks(&stat).map(ticks_to_nanos);
-        Ok(started.is_some_and(|nanos| nanos <= flow.boot_ns)
-            && cgroup2_path(&cgroup) == Some(cgroup_path.as_bytes()))
+        Ok(started.filter(|nanos| {
+            *nanos <= flow.boot_ns && cgroup2_path(&cgroup) == Some(cgroup_path.as_bytes())
+        }))
     }
 
     fn read(&self, name: &str) -> io::Result<Vec<u8>> {
@@ -236,9 +258,13 @@ mod tests {
     }
 
     fn flow(tgid: u32, boot_ns: u64) -> Flow {
+        use crate::intercept::FlowKind;
+
         Flow {
             original: ([127, 0, 0, 1], 5432).into(),
+            kind: FlowKind::Redirected,
             cgroup_id: 1,
+            subtree: 1,
             netns_cookie: 1,
             socket_cookie: 1,
             tgid,
@@ -295,6 +321,9 @@ mod tests {
             (process.comm.as_str(), process.tgid),
             ("psql", std::process::id())
         );
+        let started = process.started_boot_ns.unwrap();
+        assert!(started > 0 && started <= boot_nanos(), "{started}");
+        assert_eq!(process.facts().exe_sha256, process.exe_sha256);
     }
 
     #[test]
@@ -345,6 +374,7 @@ mod tests {
         ] {
             let process = inspect(&flow, &cgroup);
             assert_eq!((process.exe, process.exe_sha256), (None, None), "{name}");
+            assert_eq!(process.started_boot_ns, None, "{name}");
             assert_eq!(process.cgroup, cgroup, "{name}");
         }
         assert!(

@@ -2,21 +2,20 @@
 
 use std::borrow::Cow;
 use std::net::SocketAddr;
-use std::os::fd::BorrowedFd;
-use std::path::Path;
 
-use aya::maps::{Map, MapData, MapError, SkStorage};
-use gateway_ebpf::flow::Flow as KernelFlow;
-
-use super::{InterceptError, pins};
+use gateway_ebpf::flow::{Flow as KernelFlow, kind};
 
 /// What the kernel noted in the connecting process' own context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Flow {
     /// The destination the agent named. v4-mapped is IPv4, the unspecified address is loopback.
     pub original: SocketAddr,
+    pub kind: FlowKind,
     /// Inode of the agent's cgroup directory.
     pub cgroup_id: u64,
+    /// Inode of the directory directly below the agents' cgroup that the agent is in; of the agents' cgroup
+    /// itself when it is in none.
+    pub subtree: u64,
     pub netns_cookie: u64,
     /// Of the agent's socket.
     pub socket_cookie: u64,
@@ -32,50 +31,36 @@ pub struct Flow {
     pub boot_ns: u64,
 }
 
-/// The flows of accepted sockets, read by file descriptor. Needs privileges to open, none to use.
-#[derive(Debug)]
-pub struct FlowTable {
-    accepted: SkStorage<MapData, KernelFlow>,
+/// What the kernel did with the call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FlowKind {
+    /// TCP, sent to the gateway.
+    Redirected,
+    /// TCP to a listener of the same agent, left alone.
+    Local,
+    /// UDP to port 53, sent to the gateway's resolver.
+    Dns,
 }
 
-impl FlowTable {
-    /// Opens the table that the guard pinned.
-    pub fn open(pins: &Path) -> Result<Self, InterceptError> {
-        let path = pins::map(pins, pins::SK_ACC);
-        let failed = |error: MapError| {
-            InterceptError::bpf(
-                format!(
-                    "opening {} (is the guard loaded? `sluice guard load`)",
-                    path.display()
-                ),
-                error,
-            )
-        };
-        let data = MapData::from_pin(&path).map_err(failed)?;
-        let accepted = Map::from_map_data(data)
-            .and_then(SkStorage::try_from)
-            .map_err(failed)?;
-        Ok(Self { accepted })
-    }
-
-    /// The flow of a socket that accept(2) returned. `None`: it was not redirected here, nobody vouches for it.
-    pub fn flow_of(&self, socket: BorrowedFd<'_>) -> Result<Option<Flow>, InterceptError> {
-        match self.accepted.get(&socket, 0) {
-            Ok(flow) => Ok(Some(Flow::from(flow))),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(InterceptError::bpf(
-                "reading an accepted socket's flow",
-                error,
-            )),
+impl FlowKind {
+    fn of(flow: &KernelFlow) -> Option<Self> {
+        match flow.kind {
+            kind::REDIRECTED => Some(Self::Redirected),
+            kind::LOCAL => Some(Self::Local),
+            kind::DNS => Some(Self::Dns),
+            _ => None,
         }
     }
 }
 
-impl From<KernelFlow> for Flow {
-    fn from(flow: KernelFlow) -> Self {
-        Self {
+impl Flow {
+    /// `None` when the kernel programs are of another version and noted what this one does not know.
+    pub(super) fn of(flow: KernelFlow) -> Option<Self> {
+        Some(Self {
             original: SocketAddr::new(flow.destination.to_ip(), flow.port),
+            kind: FlowKind::of(&flow)?,
             cgroup_id: flow.cgroup_id,
+            subtree: flow.subtree,
             netns_cookie: flow.netns_cookie,
             socket_cookie: flow.socket_cookie,
             tgid: flow.tgid,
@@ -84,7 +69,7 @@ impl From<KernelFlow> for Flow {
             gid: flow.gid,
             comm: until_zero(&flow.comm).into_owned(),
             boot_ns: flow.boot_ns,
-        }
+        })
     }
 }
 

@@ -6,19 +6,39 @@
 use std::fs::File;
 use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, MapError, MapInfo};
 use aya::programs::{ProgramInfo, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 use gateway_ebpf::decide::Denial;
-use gateway_ebpf::{ConnKey, Flow, Settings};
+use gateway_ebpf::{ConnKey, Counters, DeviceKey, Flow, Settings};
 use serde::Serialize;
 
 use super::hooks::{self, HOOKS, Hook, Side};
+use super::maps::{self, Table};
 use super::{InterceptError, cgroup, pins, sys};
-use crate::config;
+use crate::config::{self, Device, DeviceKind, UnixSockets};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice-ebpf.o"));
+
+/// The gateway beats every half second; after this long without one it is taken for dead.
+const HEARTBEAT_MAX: Duration = Duration::from_secs(3);
+
+/// The key of the counters that find no room of their own.
+const OVERFLOW: u64 = 0;
+
+const NOTHING_COUNTED: Counters = Counters {
+    connects: 0,
+    redirected: 0,
+    local: 0,
+    dns: 0,
+    packets_out: 0,
+    bytes_out: 0,
+    packets_in: 0,
+    bytes_in: 0,
+    denied: [0; Denial::COUNT],
+};
 
 const AGAIN: &str = "run `sluice guard load`";
 
@@ -106,7 +126,7 @@ pub fn load(kernel: &config::Kernel, port: u16) -> Result<Loaded, InterceptError
     cgroup::create(&places.gateway)?;
     pins::prepare(&kernel.pins)?;
     let mut object = open_object(&kernel.pins)?;
-    configure(&mut object, port)?;
+    configure(kernel, &places, port)?;
     for hook in HOOKS {
         let path = places.of(hook.side);
         let file = File::open(path).map_err(|error| InterceptError::file(path, error))?;
@@ -212,22 +232,71 @@ fn open_object(pins: &Path) -> Result<Ebpf, InterceptError> {
         .map_err(|error| InterceptError::bpf("creating the kernel maps", error))
 }
 
-fn configure(object: &mut Ebpf, port: u16) -> Result<(), InterceptError> {
-    let map = object
-        .map_mut(pins::SETTINGS)
-        .ok_or(InterceptError::ObjectLacks(pins::SETTINGS))?;
+/// The same without the host's sockets: another network namespace has its own.
+pub(super) fn open_object_for_netns(pins: &Path) -> Result<Ebpf, InterceptError> {
+    let mut loader = EbpfLoader::new();
+    for name in pins::MAPS.iter().filter(|name| **name != pins::SOCKETS) {
+        loader.map_pin_path(name, pins::map(pins, name));
+    }
+    loader
+        .load(OBJECT)
+        .map_err(|error| InterceptError::bpf("opening the kernel maps", error))
+}
+
+/// Writes what the kernel programs go by. Entries of a configuration that is gone are removed.
+fn configure(kernel: &config::Kernel, places: &Places, port: u16) -> Result<(), InterceptError> {
+    let agents_id =
+        cgroup::id(&places.agents).map_err(|error| InterceptError::file(&places.agents, error))?;
     let settings = Settings {
+        agents_id,
+        heartbeat_max_ns: HEARTBEAT_MAX.as_nanos() as u64,
         gateway_port: u32::from(port),
-        agents_id: 0,
-        heartbeat_max_ns: 0,
-        agents_level: 0,
-        local_v4: 0,
-        local_v6: [0; 4],
-        allow_unix: 0,
+        agents_level: depth(&kernel.agents_cgroup),
+        local_v4: kernel
+            .local_address
+            .map_or(0, |v4| u32::from_ne_bytes(v4.octets())),
+        local_v6: kernel
+            .local_address6
+            .map_or([0; 4], |v6| maps::kernel_address(v6.into()).0),
+        allow_unix: u32::from(kernel.unix_sockets == UnixSockets::Allow),
     };
-    Array::try_from(map)
-        .and_then(|mut array: Array<_, Settings>| array.set(0, settings, 0))
-        .map_err(|error| InterceptError::bpf("setting the gateway's port", error))
+    allow_devices(kernel)?;
+    let counters: Table<u64, Counters> = Table::open(&kernel.pins, pins::COUNTERS)?;
+    if counters.get(&OVERFLOW)?.is_none() {
+        counters.set(&OVERFLOW, &NOTHING_COUNTED)?;
+    }
+    Table::open(&kernel.pins, pins::SETTINGS)?.set(&0_u32, &settings)
+}
+
+fn allow_devices(kernel: &config::Kernel) -> Result<(), InterceptError> {
+    let devices: Table<DeviceKey, u32> = Table::open(&kernel.pins, pins::DEVICES)?;
+    let allowed: Vec<DeviceKey> = kernel.devices.iter().map(device_key).collect();
+    for key in &allowed {
+        devices.set(key, &1)?;
+    }
+    for key in devices.keys()? {
+        if !allowed.contains(&key) {
+            devices.remove(&key)?;
+        }
+    }
+    Ok(())
+}
+
+fn device_key(device: &Device) -> DeviceKey {
+    DeviceKey {
+        kind: match device.kind {
+            DeviceKind::Block => DeviceKey::BLOCK,
+            DeviceKind::Character => DeviceKey::CHARACTER,
+        },
+        major: device.major,
+        minor: device.minor.unwrap_or(DeviceKey::ANY_MINOR),
+    }
+}
+
+/// How deep a cgroup is below the root of the hierarchy.
+fn depth(cgroup: &str) -> u32 {
+    let names = cgroup.split('/').filter(|name| !name.is_empty());
+    names.count() as u32
 }
 
 /// `None` when nothing is loaded, or no port was set yet.
@@ -246,19 +315,22 @@ fn read_port(pins: &Path) -> Result<Option<u16>, InterceptError> {
     Ok(Some(settings.gateway_port as u16).filter(|port| *port != 0))
 }
 
-/// Best effort: the counters are for people, nothing depends on them here.
+/// Best effort: here the counters are for people, nothing depends on them.
 fn read_denials(pins: &Path) -> Vec<Denials> {
-    let Ok(counters) = pinned(pins, pins::DENIALS).and_then(PerCpuArray::<_, u64>::try_from) else {
+    let Ok(counters) =
+        Table::open(pins, pins::COUNTERS).and_then(|table| maps::read_counters(&table))
+    else {
         return Vec::new();
     };
-    let count = |denial: &Denial| {
-        let values = counters.get(&(*denial as u32), 0).ok()?;
-        Some(Denials {
-            reason: denial.name(),
-            count: values.iter().sum(),
-        })
+    let of_all = |denial: Denial| {
+        let counts = counters.iter().map(|(_, one)| one.denied[denial as usize]);
+        counts.sum()
     };
-    Denial::ALL.iter().filter_map(count).collect()
+    let denials = Denial::ALL.iter().map(|denial| Denials {
+        reason: denial.name(),
+        count: of_all(*denial),
+    });
+    denials.collect()
 }
 
 /// Best effort, as above.

@@ -15,11 +15,17 @@ pub mod cgroup;
 mod flow;
 pub mod guard;
 mod hooks;
+mod lookup;
+mod maps;
 mod pins;
 mod sys;
 
 pub use cgroup::join_gateway_cgroup;
-pub use flow::{Flow, FlowTable};
+pub use flow::{Flow, FlowKind};
+pub use gateway_ebpf::decide::Denial;
+pub use gateway_ebpf::{Counters, KernelEvent, Listener};
+pub use lookup::{NetnsLookup, attach_lookup, publish_sockets, register_netns, registered_netns};
+pub use maps::{CounterTable, DatagramTable, EventRing, FlowTable, Heartbeat, Maps, TargetTable};
 
 /// What went wrong at the kernel edge, and what to do about it.
 #[derive(Debug, thiserror::Error)]

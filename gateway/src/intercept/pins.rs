@@ -11,13 +11,25 @@ use super::InterceptError;
 
 pub const SK_ORIG: &str = "SK_ORIG";
 pub const SK_ACC: &str = "SK_ACC";
+pub const SK_OWNER: &str = "SK_OWNER";
 pub const CONNS: &str = "CONNS";
+pub const DATAGRAMS: &str = "DATAGRAMS";
 pub const SETTINGS: &str = "SETTINGS";
-pub const DENIALS: &str = "DENIALS";
+pub const LISTENERS: &str = "LISTENERS";
+pub const HEARTBEAT: &str = "HEARTBEAT";
+pub const TARGETS: &str = "TARGETS";
+pub const DEVICES: &str = "DEVICES";
+pub const COUNTERS: &str = "COUNTERS";
+pub const REPORTED: &str = "REPORTED";
+pub const EVENTS: &str = "EVENTS";
+pub const SOCKETS: &str = "SOCKETS";
 
 /// Every map of the object; all are pinned, so that newly loaded programs go on with the ones a running
 /// gateway holds.
-pub const MAPS: &[&str] = &[SK_ORIG, SK_ACC, CONNS, SETTINGS, DENIALS];
+pub const MAPS: &[&str] = &[
+    SK_ORIG, SK_ACC, SK_OWNER, CONNS, DATAGRAMS, SETTINGS, LISTENERS, HEARTBEAT, TARGETS, DEVICES,
+    COUNTERS, REPORTED, EVENTS, SOCKETS,
+];
 
 /// The number is the layout of the types in `gateway_ebpf::flow`: maps of another layout are not reused.
 const MAPS_FOLDER: &str = "maps-2";

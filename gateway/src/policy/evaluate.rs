@@ -18,6 +18,24 @@ pub struct Principal {
     pub agent: String,
     pub subject: String,
     pub groups: Vec<String>,
+    pub process: Process,
+}
+
+/// The process that connected. What could not be established with certainty is absent.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Process {
+    pub uid: u32,
+    /// Path of the running program.
+    pub exe: Option<String>,
+    /// SHA-256 of the running program's file, in lower-case hexadecimal.
+    pub exe_sha256: Option<String>,
+}
+
+impl Process {
+    /// A path without the digest of what lies there proves nothing.
+    fn is_known(&self) -> bool {
+        self.exe.is_some() && self.exe_sha256.is_some()
+    }
 }
 
 /// What is asked for.
@@ -77,7 +95,10 @@ fn connect(
     database: &str,
     user: &str,
 ) -> Result<Rules, Denial> {
-    let context = Context::from_pairs([text("database", database), text("user", user)])
+    let context = process_fact(&principal.process)
+        .and_then(|process| {
+            Context::from_pairs([text("database", database), text("user", user), process])
+        })
         .map_err(|e| broken(&e))?;
     let mut asking = Asking::new(policies, principal, target);
     let question = Question {
@@ -95,7 +116,8 @@ fn sql(
     database: &str,
     statement: &Statement,
 ) -> Result<Rules, Denial> {
-    let context = statement_context(database, statement).map_err(|e| broken(&e))?;
+    let context =
+        statement_context(database, &principal.process, statement).map_err(|e| broken(&e))?;
     let mut asking = Asking::new(policies, principal, target);
     let mut rules = Rules::new();
     if let Some(why) = &statement.unknown {
@@ -443,6 +465,7 @@ fn built_in_name(name: &str) -> &str {
 )]
 fn statement_context(
     database: &str,
+    process: &Process,
     statement: &Statement,
 ) -> Result<Context, cedar_policy::ContextCreationError> {
     let tables =
@@ -459,6 +482,7 @@ fn statement_context(
         .collect();
     Context::from_pairs([
         text("database", database),
+        process_fact(process)?,
         set("verbs", verbs),
         set("reads", tables(&statement.reads)),
         set("writes", tables(&statement.writes)),
@@ -466,6 +490,30 @@ fn statement_context(
         set("settings", statement.settings.clone()),
         set("shows", statement.shows.clone()),
     ])
+}
+
+#[expect(
+    clippy::result_large_err,
+    reason = "Cedar's own error; a record of different names cannot fail"
+)]
+fn process_fact(
+    process: &Process,
+) -> Result<(String, RestrictedExpression), cedar_policy::ContextCreationError> {
+    let mut facts = vec![
+        (
+            "known".to_owned(),
+            RestrictedExpression::new_bool(process.is_known()),
+        ),
+        (
+            "uid".to_owned(),
+            RestrictedExpression::new_long(process.uid.into()),
+        ),
+    ];
+    facts.extend(process.exe.as_deref().map(|exe| text("exe", exe)));
+    let digest = process.exe_sha256.as_deref();
+    facts.extend(digest.map(|digest| text("exe_sha256", digest)));
+    let record = RestrictedExpression::new_record(facts)?;
+    Ok(("process".to_owned(), record))
 }
 
 fn text(name: &str, value: &str) -> (String, RestrictedExpression) {

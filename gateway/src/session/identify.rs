@@ -15,7 +15,7 @@ use crate::identity::cgroup::AgentTree;
 use crate::identity::process;
 use crate::identity::token::{self, Keyring};
 use crate::intercept::Flow;
-use crate::policy::{Denial, Principal};
+use crate::policy::{self, Denial, Principal};
 
 /// A connection whose agent has proven who it is, and the target it wants.
 #[derive(Debug)]
@@ -196,7 +196,7 @@ fn look_up(flow: &Flow, identities: &Identities) -> Found {
         };
     };
     who.agent = Some(agent.name.clone());
-    let principal = prove(&agent, identities);
+    let principal = prove(&agent, process.facts(), identities);
     if let Ok(principal) = &principal {
         who.subject = Some(principal.subject.clone());
         who.groups.clone_from(&principal.groups);
@@ -205,7 +205,11 @@ fn look_up(flow: &Flow, identities: &Identities) -> Found {
 }
 
 /// The agent's token, read and verified now: an expired one ends nothing that runs, but starts nothing.
-fn prove(agent: &Agent, identities: &Identities) -> Result<Principal, Denial> {
+fn prove(
+    agent: &Agent,
+    process: policy::Process,
+    identities: &Identities,
+) -> Result<Principal, Denial> {
     let refuse = |error: token::TokenError| {
         denial(
             error.reason(),
@@ -223,6 +227,7 @@ fn prove(agent: &Agent, identities: &Identities) -> Result<Principal, Denial> {
         agent: agent.name.clone(),
         subject: claims.subject,
         groups: claims.groups,
+        process,
     })
 }
 

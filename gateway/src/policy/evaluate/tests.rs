@@ -13,6 +13,8 @@ use crate::sql::analyse;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Cases {
+    /// The profile it is used with, for one that only forbids.
+    beside: Option<String>,
     masks: Vec<String>,
     case: Vec<Case>,
 }
@@ -20,11 +22,51 @@ struct Cases {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Case {
-    sql: String,
+    /// A statement; absent: the connection itself.
+    sql: Option<String>,
+    #[serde(default = "report_bot_name")]
+    agent: String,
+    process: Option<ProcessCase>,
     /// The rule that denies; absent: allowed.
     deny: Option<String>,
     /// A part of the denial's message.
     says: Option<String>,
+}
+
+/// The process of a case; a known psql where a case has none.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct ProcessCase {
+    uid: u32,
+    exe: Option<String>,
+    exe_sha256: Option<String>,
+}
+
+impl Case {
+    fn principal(&self) -> Principal {
+        let process = self.process.as_ref().map(|process| Process {
+            uid: process.uid,
+            exe: process.exe.clone(),
+            exe_sha256: process.exe_sha256.clone(),
+        });
+        Principal {
+            agent: self.agent.clone(),
+            process: process.unwrap_or_else(psql),
+            ..report_bot()
+        }
+    }
+
+    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<Vec<String>, Denial> {
+        let principal = self.principal();
+        match &self.sql {
+            Some(text) => decide_as(&principal, policies, text, masks),
+            None => decide_connect(&principal, policies).map(|rule| vec![rule]),
+        }
+    }
+}
+
+fn report_bot_name() -> String {
+    report_bot().agent
 }
 
 fn shipped(name: &str) -> (PathBuf, String) {
@@ -48,6 +90,15 @@ fn report_bot() -> Principal {
         agent: "report-bot".to_owned(),
         subject: "report-bot@corp".to_owned(),
         groups: vec!["analysts".to_owned()],
+        process: psql(),
+    }
+}
+
+fn psql() -> Process {
+    Process {
+        uid: 1000,
+        exe: Some("/usr/bin/psql".to_owned()),
+        exe_sha256: Some("ab".repeat(32)),
     }
 }
 
@@ -64,8 +115,29 @@ fn masks(columns: &[String]) -> Vec<MaskRule> {
     columns.iter().map(rule).collect()
 }
 
-/// Statements of a text are decided in turn; the first denial is the text's.
+fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<String, Denial> {
+    let operation = Operation::Connect {
+        target: "shop",
+        database: "shop",
+        user: "app",
+    };
+    match evaluate(policies, principal, &operation) {
+        Verdict::Allow { rule } => Ok(rule),
+        Verdict::Deny(denial) => Err(denial),
+    }
+}
+
 fn decide(policies: &PolicySet, text: &str, masks: &[MaskRule]) -> Result<Vec<String>, Denial> {
+    decide_as(&report_bot(), policies, text, masks)
+}
+
+/// Statements of a text are decided in turn; the first denial is the text's.
+fn decide_as(
+    principal: &Principal,
+    policies: &PolicySet,
+    text: &str,
+    masks: &[MaskRule],
+) -> Result<Vec<String>, Denial> {
     let mut rules = vec![];
     for statement in &analyse(text, masks).statements {
         let operation = Operation::Sql {
@@ -73,7 +145,7 @@ fn decide(policies: &PolicySet, text: &str, masks: &[MaskRule]) -> Result<Vec<St
             database: "shop",
             statement,
         };
-        match evaluate(policies, &report_bot(), &operation) {
+        match evaluate(policies, principal, &operation) {
             Verdict::Allow { rule } => rules.push(rule),
             Verdict::Deny(denial) => return Err(denial),
         }
@@ -91,13 +163,18 @@ fn deny(policies: &PolicySet, text: &str) -> Denial {
 }
 
 fn check_cases(profile: &str) {
-    let policies =
-        PolicySet::parse(&[shipped(&format!("{profile}.cedar"))]).expect("a valid profile");
     let (_, text) = shipped(&format!("{profile}.cases.toml"));
     let cases: Cases = toml::from_str(&text).expect("a table of cases");
+    let profiles = [Some(profile), cases.beside.as_deref()];
+    let files: Vec<_> = profiles
+        .into_iter()
+        .flatten()
+        .map(|name| shipped(&format!("{name}.cedar")))
+        .collect();
+    let policies = PolicySet::parse(&files).expect("valid profiles");
     let masks = masks(&cases.masks);
     let wrong = cases.case.iter().filter_map(|case| {
-        let got = decide(&policies, &case.sql, &masks);
+        let got = case.decide(&policies, &masks);
         let right = match (&got, &case.deny) {
             (Ok(_), None) => true,
             (Err(denial), Some(rule)) => {
@@ -111,8 +188,11 @@ fn check_cases(profile: &str) {
         };
         (!right).then(|| {
             format!(
-                "{}\n    expected {:?} {:?}\n    got      {got:?}",
-                case.sql, case.deny, case.says
+                "{} {:?}\n    expected {:?} {:?}\n    got      {got:?}",
+                case.sql.as_deref().unwrap_or("connect"),
+                case.principal().process,
+                case.deny,
+                case.says
             )
         })
     });
@@ -128,6 +208,19 @@ fn read_only_cases() {
 #[test]
 fn allow_all_cases() {
     check_cases("allow-all");
+}
+
+#[test]
+fn known_programs_cases() {
+    check_cases("known-programs");
+}
+
+/// A policy that asks for a digest must first ask whether there is one: else it does not load.
+#[test]
+fn facts_that_may_be_absent_cannot_be_taken_for_granted() {
+    let text = r#"@id("pin") permit (principal, action, resource) when { context.process.exe_sha256 == "ab" };"#;
+    let errors = PolicySet::parse(&[("p".into(), text.to_owned())]).expect_err("not guarded");
+    assert!(errors[0].message.contains("exe_sha256"), "{errors:?}");
 }
 
 #[test]

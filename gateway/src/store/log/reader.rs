@@ -1,7 +1,8 @@
 //! Reads the log line by line, also while a gateway appends to it.
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use super::file_in;
@@ -11,6 +12,8 @@ use super::file_in;
 pub struct LogReader {
     file: File,
     buffer: Vec<u8>,
+    /// Where the buffer begins in the file.
+    offset: u64,
     /// Everything before is delivered.
     start: usize,
     /// Between `start` and here there is no newline.
@@ -20,16 +23,27 @@ pub struct LogReader {
 impl LogReader {
     /// Opens the log in the directory `dir`.
     pub fn open(dir: &Path) -> io::Result<LogReader> {
-        Ok(LogReader {
-            file: File::open(file_in(dir))?,
+        Ok(LogReader::at(File::open(file_in(dir))?, 0))
+    }
+
+    /// Reads on from `offset`, where a line begins.
+    pub(super) fn at(file: File, offset: u64) -> LogReader {
+        LogReader {
+            file,
             buffer: Vec::new(),
+            offset,
             start: 0,
             searched: 0,
-        })
+        }
     }
 
     /// The next line without its newline, or `None` if there is none at present: ask again later.
     pub fn next_line(&mut self) -> io::Result<Option<&[u8]>> {
+        if self.searched > self.start && self.searched == self.buffer.len() {
+            // The beginning of a line was all there was. If its writer died, another text stands there now.
+            self.buffer.truncate(self.start);
+            self.searched = self.start;
+        }
         loop {
             let unsearched = self.buffer.get(self.searched..).unwrap_or_default();
             if let Some(length) = unsearched.iter().position(|byte| *byte == b'\n') {
@@ -52,11 +66,23 @@ impl LogReader {
 
     /// Whether there was more.
     fn read_more(&mut self) -> io::Result<bool> {
-        const CHUNK: u64 = 256 << 10;
+        const CHUNK: usize = 256 << 10;
         self.buffer.drain(..self.start);
+        self.offset += self.start as u64;
         self.searched -= self.start;
         self.start = 0;
-        Ok((&self.file).take(CHUNK).read_to_end(&mut self.buffer)? > 0)
+        let have = self.buffer.len();
+        self.buffer.resize(have + CHUNK, 0);
+        let (_, room) = self.buffer.split_at_mut(have);
+        let read = loop {
+            match self.file.read_at(room, self.offset + have as u64) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                read => break read,
+            }
+        };
+        let more = *read.as_ref().unwrap_or(&0);
+        self.buffer.truncate(have + more);
+        read.map(|more| more > 0)
     }
 }
 
@@ -79,6 +105,7 @@ mod tests {
             ("ree\n", &["three"], ""),
             (&long, &[], &long),
             ("\n", &[&long], ""),
+            ("torn", &[], "torn"),
         ];
         for (written, lines, tail) in steps {
             file.write_all(written.as_bytes()).unwrap();
@@ -88,5 +115,8 @@ mod tests {
             assert_eq!(reader.next_line().unwrap(), None);
             assert_eq!(reader.tail(), tail.as_bytes());
         }
+        let end = std::fs::metadata(file_in(dir.path())).unwrap().len();
+        file.write_all_at(b"mended\n", end - 4).unwrap();
+        assert_eq!(reader.next_line().unwrap(), Some(&b"mended"[..]));
     }
 }
