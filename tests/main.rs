@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod bypass;
 mod cancel;
 mod denials;
 mod evidence;

@@ -68,15 +68,12 @@ void take_descriptor(char **words)
     dial(s, &to);
 }
 
-/* Standard input is a Unix socket: makes a TCP socket, hands it out, and stays until it is closed. */
+/* 4|6|4u|6u: standard input is a Unix socket; makes a TCP (UDP) socket and hands it out. */
 void hand_out(char **words)
 {
-    int s = socket(atoi(words[0]) == 6 ? AF_INET6 : AF_INET, SOCK_STREAM, 0);
+    int s = socket(words[0][0] == '6' ? AF_INET6 : AF_INET, *words[0] && words[0][1] ? SOCK_DGRAM : SOCK_STREAM, 0);
     need("socket", s);
     give(0, s);
-    char byte;
-    while (read(0, &byte, 1) > 0)
-        ;
 }
 
 /* HOST PORT: connects a socket that comes in through standard input. */
@@ -109,5 +106,17 @@ void accomplice(char **words)
     struct place to = place(words[0], words[1]);
     int s = open_tcp(&to);
     need("connect", connect(s, (struct sockaddr *)&to.address, to.length));
+    give(0, s);
+}
+
+/* tcp|udp HOST PORT: standard input is a Unix socket; a bound socket, listening if it is TCP, is handed over. */
+void hand_listener(char **words)
+{
+    struct place at = place(words[1], words[2]);
+    int s = *words[0] == 'u' ? open_udp(&at) : open_tcp(&at), yes = 1;
+    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    need("bind", bind(s, (struct sockaddr *)&at.address, at.length));
+    if (*words[0] != 'u')
+        need("listen", listen(s, 4096));
     give(0, s);
 }

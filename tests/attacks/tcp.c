@@ -49,6 +49,22 @@ void tcp_from(char **words)
     dial(s, &to);
 }
 
+/* HOST PORT SOURCE PORT: from a port that somebody else had. */
+void tcp_from_port(char **words)
+{
+    struct place to = place(words[0], words[1]), from = place(words[2], words[3]);
+    int s = open_tcp(&to), yes = 1;
+    setsockopt(s, SOL_SOCKET, SO_REUSEADDR, &yes, sizeof yes);
+    /* The one who had it may need a moment to be gone. */
+    int bound = -1;
+    for (int i = 0; bound < 0 && i < 50; i++) {
+        bound = bind(s, (struct sockaddr *)&from.address, from.length);
+        usleep(bound < 0 ? 20000 : 0);
+    }
+    need("bind", bound);
+    dial(s, &to);
+}
+
 /* HOST PORT [cookieless]: the SYN is sent by sendto(2), with data in it. */
 void tcp_fastopen(char **words)
 {
