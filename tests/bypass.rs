@@ -7,9 +7,12 @@
 mod attack;
 mod datagrams;
 mod escapes;
+mod gateway_down;
+mod installed;
 mod kinds;
 mod sheet;
 mod site;
+mod storm;
 mod streams;
 
 use sheet::Sheet;

@@ -14,7 +14,7 @@ static const struct {
     A(tcp_listen), A(tcp_loop), A(tcp_storm), A(tcp_pair),
     A(udp_sendto), A(udp_connected), A(udp_sendmmsg), A(udp_segment), A(udp_sendfile), A(udp_pktinfo),
     A(udp_corked), A(udp_dns_then_elsewhere), A(udp_ask), A(udp_device), A(udp_broadcast), A(multicast_join),
-    A(udp_listen),
+    A(udp_listen), A(udp_often),
     A(kind), A(kinds), A(packet), A(packet_in_namespace), A(header_included), A(vsock), A(tunnel), A(device),
     A(uring_connect), A(uring_sendmsg),
     A(received_connect), A(received_send), A(received_sendto), A(take_descriptor), A(hand_out), A(take_in),

@@ -113,11 +113,16 @@ void tcp_device_before(char **words)
     dial(s, &to);
 }
 
-/* HOST PORT DEVICE: bound once the connect has been checked. */
+/* HOST PORT DEVICE [SOURCE]: bound once the connect has been checked. From a loopback address the kernel itself
+ * sends nothing over another device; from the host's own it does. */
 void tcp_device_after(char **words)
 {
     struct place to = place(words[0], words[1]);
     int s = open_tcp(&to);
+    if (*words[3]) {
+        struct place from = place(words[3], "0");
+        need("bind", bind(s, (struct sockaddr *)&from.address, from.length));
+    }
     if (dial(s, &to) < 0)
         return;
     bind_to_device(s, words[2]);
@@ -175,14 +180,14 @@ void tcp_listen(char **words)
     }
 }
 
-/* HOST PORT: connects as often as it can until standard input ends. One line for every change of what connect
+/* HOST PORT MILLISECONDS: connects again and again until standard input ends. One line for every change of what connect
  * answers, with how often it was answered until then, and at the end. */
 void tcp_loop(char **words)
 {
     struct place to = place(words[0], words[1]);
     int last = -1;
     long times = 0;
-    struct timespec pause = {.tv_nsec = 20000000};
+    struct timespec pause = {.tv_nsec = atol(words[2]) * 1000000};
     struct pollfd input = {.fd = 0, .events = POLLIN};
     for (;;) {
         int over = poll(&input, 1, 0) > 0;

@@ -208,3 +208,14 @@ void udp_listen(char **words)
         say("sendto", sendto(s, PAYLOAD, PAYLOAD_LENGTH, 0, (struct sockaddr *)&from, length), s);
     }
 }
+
+/* HOST PORT TIMES: how many were refused. */
+void udp_often(char **words)
+{
+    struct place to = place(words[0], words[1]);
+    int s = open_udp(&to);
+    long refused = 0;
+    for (int left = atoi(words[2]); left > 0; left--)
+        refused += sendto(s, PAYLOAD, PAYLOAD_LENGTH, 0, (struct sockaddr *)&to.address, to.length) < 0;
+    printf("{\"pid\":%d,\"refused\":%ld}\n", getpid(), refused);
+}

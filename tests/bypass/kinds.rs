@@ -15,6 +15,8 @@ fn no_other_protocol() {
     outside_reaches_the_peer(&host.site, &mut sheet);
     let bot = host.site.bot();
     let root = bot.as_user(0);
+    // As many distributions have it: otherwise it is this setting that refuses, and no hook is asked.
+    host.site.uplink.host.sysctl("ipv4/ping_group_range", "0 2147483647");
     for (attack, place, family, kind, protocol) in [
         ("MPTCP", &bot, "2", "1", "262"),
         ("MPTCP, IPv6", &bot, "10", "1", "262"),

@@ -11,12 +11,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead as _, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -31,8 +30,8 @@ use super::attack::{NOBODY, Place, Said, socket_from};
 use super::sheet::Outcome;
 use crate::harness::events::Events;
 use crate::harness::issuer::{AUDIENCE, ISSUER, Issuer};
-use crate::harness::program::{Ended, drain, eventually, run};
-use crate::harness::uplink::{Capture, PEER, PEER6, Uplink};
+use crate::harness::program::{Ended, run};
+use crate::harness::uplink::{Capture, Uplink};
 use crate::harness::{cgroup, repository, require_root, scratch};
 
 /// The gateway's port. Every site has a network namespace of its own, so it can be the same everywhere.
@@ -56,8 +55,6 @@ pub const TARGETS: [&str; 10] = [
     "127.0.0.1:5432",
     "[::1]:5432",
 ];
-
-const PATIENCE: Duration = Duration::from_secs(20);
 
 pub struct Site {
     pub uplink: Uplink,
@@ -148,7 +145,7 @@ credential = {{ user = "shop", password_file = "/etc/sluice/credentials/shop" }}
         self.write("etc/sluice/sluice.toml", &config);
     }
 
-    fn path(&self, path: &str) -> PathBuf {
+    pub fn path(&self, path: &str) -> PathBuf {
         self.root.path().join(path)
     }
 
@@ -369,14 +366,6 @@ impl Attended {
             .expect("root may register a namespace");
     }
 
-    /// As when the gateway dies: its sockets are closed and its heart stops.
-    pub fn die(&mut self) {
-        self.stop_heart();
-        self.tcp.clear();
-        self.udp.clear();
-        self.held.clear();
-    }
-
     pub fn stop_heart(&mut self) {
         self.beating.store(false, Ordering::Relaxed);
         if let Some(heart) = self.heart.take() {
@@ -408,6 +397,11 @@ impl Attended {
         }
     }
 
+    /// What an earlier row left, which has failed for it, is not this one's.
+    fn forget_earlier(&self) {
+        while self.accept_within(Duration::ZERO).is_some() {}
+    }
+
     pub fn flow_of(&self, stream: &TcpStream) -> Option<Flow> {
         let flow = self.maps.flows.flow_of(stream.as_fd());
         flow.expect("flows can be read")
@@ -416,6 +410,7 @@ impl Attended {
     /// The attack's connects came to the gateway, one per original destination in this order, each with exactly
     /// its own identity; the client saw the address that it dialled.
     pub fn redirected(&mut self, place: &Place, words: &[&str], originals: &[&str]) -> Outcome {
+        self.forget_earlier();
         let said = place.attack(words.iter().copied());
         self.came(place, &said, originals)
     }
@@ -453,6 +448,7 @@ impl Attended {
 
     /// The attack's last call gets one of these errors, and nothing comes to the gateway.
     pub fn refused(&mut self, place: &Place, words: &[&str], errors: &[&str]) -> Outcome {
+        self.forget_earlier();
         let said = place.attack(words.iter().copied());
         self.was_refused(&said, errors)
     }

@@ -58,16 +58,21 @@ fn every_kind_of_connect_is_redirected() {
         let words = ["tcp_device_before", "2001:db8::7", "5432", DEVICE];
         host.refused(&bot, &words, &["EPERM"])
     });
-    sheet.row("bound to the uplink after connect", "egress: not loopback", || {
-        let said = bot.attack(["tcp_device_after", "192.0.2.7", "5432", DEVICE]);
-        // The connection itself is good; what matters is that nothing goes over the uplink.
-        let connected = host.accept_within(Duration::from_secs(2));
-        let flow = connected.as_ref().and_then(|stream| host.flow_of(stream));
-        match flow {
-            Some(_) => Ok(format!("redirected; then {}", said.story().trim())),
-            None => Err(said.story()),
-        }
-    });
+    for (attack, peer, source) in [
+        ("bound to the uplink after connect", "192.0.2.7", ""),
+        ("bound to the uplink after connect, from the host's address", "192.0.2.7", HOST),
+        ("bound to the uplink after connect, IPv6", "2001:db8::7", HOST6),
+    ] {
+        sheet.row(attack, "egress: not loopback", || {
+            // The connection itself is good; what matters is that nothing goes over the uplink.
+            let said = bot.attack(["tcp_device_after", peer, "5432", DEVICE, source]);
+            let connected = host.accept_within(Duration::from_secs(2));
+            match connected.and_then(|stream| host.flow_of(&stream)) {
+                Some(_) => Ok(format!("redirected; then {}", said.story().trim())),
+                None => Err(said.story()),
+            }
+        });
+    }
     for (attack, hook, host_, port) in [
         ("connect to an address that is no target", "connect4: no-target", "192.0.2.7", "4444"),
         ("connect to an address that is no target, IPv6", "connect6: no-target", "2001:db8::7", "4444"),
@@ -222,7 +227,7 @@ fn sockets_from_outside() {
 /// Who is not redirected has no flow, and so gets nothing from a gateway.
 #[test]
 fn nobody_takes_over_anothers_flow() {
-    let mut host = Attended::start();
+    let host = Attended::start();
     let mut sheet = Sheet::new("Flows", host.capture());
     let gateway = PORT.to_string();
     let (bot, outsider) = (host.site.bot(), host.site.outsider());

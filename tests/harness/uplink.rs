@@ -2,11 +2,11 @@
 //!
 //! ```text
 //!   the host's namespace                          the peer's namespace
-//!   lo, up (10.77.0.1, fd00:77::1, fe80::1)  ═══  out (10.77.0.2 and whatever is reached by the default route)
+//!   lo, uplink (10.77.0.1, fd00:77::1, fe80::1)  ═══  out (10.77.0.2 and whatever is reached by the default route)
 //! ```
 //!
 //! What a test is about happens in the host's namespace; the machine's own interfaces see none of it. Whatever
-//! leaves that namespace goes over `up`, and [`Capture`] counts it there, frame by frame.
+//! leaves that namespace goes over `uplink`, and [`Capture`] counts it there, frame by frame.
 //!
 //! Neighbours are permanent and the namespace does not configure itself, so the kernel has no reason to send
 //! anything by itself: an ARP request or a neighbour solicitation is a packet on its way out as well. The only
@@ -27,7 +27,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use super::program::run;
 
 /// The host's end of the cable.
-pub const DEVICE: &str = "up";
+pub const DEVICE: &str = "uplink";
 /// The peer, on the cable.
 pub const PEER: &str = "10.77.0.2";
 pub const PEER6: &str = "fd00:77::2";
@@ -101,7 +101,8 @@ impl Netns {
         run(command).succeeds();
     }
 
-    fn sysctl(&self, name: &str, value: &str) {
+    /// Sets `net/…` of this namespace.
+    pub fn sysctl(&self, name: &str, value: &str) {
         self.within(|| fs::write(format!("/proc/sys/net/{name}"), value))
             .unwrap_or_else(|error| panic!("{name} cannot be set: {error}"));
     }
@@ -119,7 +120,7 @@ impl Uplink {
     pub fn with_peer_on(ports: &[u16]) -> Uplink {
         let (host, peer) = (Netns::new(), Netns::new());
         let cable = format!(
-            "link add {DEVICE} address 02:00:00:77:00:01 type veth peer name out address 02:00:00:77:00:02 netns {}",
+            "link add name {DEVICE} address 02:00:00:77:00:01 type veth peer name out address 02:00:00:77:00:02 netns {}",
             peer.path()
         );
         host.ip(&cable);
