@@ -180,6 +180,15 @@ credential = {{ user = "shop", password_file = "/etc/sluice/credentials/shop" }}
         run(self.sluice(["guard", "load"])).succeeds()
     }
 
+    #[track_caller]
+    pub fn unload_guard(&self) {
+        run(self.sluice(["guard", "unload"])).succeeds();
+        // It removes the cgroups that are empty.
+        for group in ["agents.slice", "gateway.slice"] {
+            self.group(group);
+        }
+    }
+
     fn group(&self, group: &str) -> PathBuf {
         let group = cgroup::mount().join(&self.name).join(group);
         fs::create_dir_all(&group).expect("root may make control groups");
