@@ -10,6 +10,7 @@ mod escapes;
 mod gateway_down;
 mod installed;
 mod kinds;
+mod launcher;
 mod outsiders;
 mod sheet;
 mod site;

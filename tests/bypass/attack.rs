@@ -101,20 +101,8 @@ impl Place {
         words: impl IntoIterator<Item = &'a str>,
     ) -> Said {
         let mut command = self.command(program(), words);
-        command
-            .stdin(stdin)
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let child = command.spawn().expect("the attack starts");
-        drop(command);
-        let pid = child.id();
-        let output = child.wait_with_output().expect("it can be waited for");
-        let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
-        Said {
-            pid,
-            lines: lines(&stdout),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+        command.stdin(stdin);
+        said(command)
     }
 
     /// Starts an attack that goes on until it is dropped or its input is closed.
@@ -158,6 +146,23 @@ impl Place {
         // SAFETY: system calls only, on descriptors that the closure owns.
         unsafe { command.pre_exec(enter) };
         command
+    }
+}
+
+/// Runs an attack that was put together elsewhere.
+#[track_caller]
+pub fn said(mut command: Command) -> Said {
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().expect("the attack starts");
+    // Its own end of what it was given must not stay open here.
+    drop(command);
+    let pid = child.id();
+    let output = child.wait_with_output().expect("it can be waited for");
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    Said {
+        pid,
+        lines: lines(&stdout),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
     }
 }
 
