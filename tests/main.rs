@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod broker;
 mod bypass;
 mod cancel;
 mod denials;
@@ -16,6 +17,7 @@ mod intercept;
 mod interception;
 mod masks;
 mod masks_and_schema;
+mod privileges;
 mod secrets;
 mod tokens;
 mod unmodified_clients;
