@@ -243,19 +243,18 @@ credential = {{ user = "shop", password_file = "/etc/sluice/credentials/shop" }}
         guard::inspect(&self.kernel).expect("the guard can be inspected")
     }
 
-    /// The kernel's counters of the agent's subtree.
-    pub fn counters(&self) -> Counters {
-        let maps = self.maps();
+    /// The kernel's counters of the agent's subtree; none before it did anything that counts.
+    pub fn counters(&self) -> Option<Counters> {
+        let all = self.maps().counters.read().expect("counters can be read");
         let subtree = self.bot_id();
-        let all = maps.counters.read().expect("counters can be read");
         all.into_iter()
             .find(|(id, _)| *id == subtree)
             .map(|(_, counters)| counters)
-            .unwrap_or_else(|| panic!("the kernel counts nothing for subtree {subtree}"))
     }
 
     pub fn denied(&self, reason: Denial) -> u64 {
-        self.counters().denied[reason as usize]
+        self.counters()
+            .map_or(0, |counters| counters.denied[reason as usize])
     }
 
     pub fn maps(&self) -> Maps {
