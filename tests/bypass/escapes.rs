@@ -180,7 +180,7 @@ fn the_gateways_port_is_nobody_elses() {
         host.refused(&root, &["bind_port", "tcp", "127.0.0.1", "53"], &["EPERM"])
     });
     for address in ["127.0.0.1", "0.0.0.0"] {
-        sheet.row(&format!("somebody else listens on {address}, the gateway dead"), "sk_lookup", || {
+        sheet.row(&format!("somebody else listens on {address}, the gateway dead"), "port_lookup", || {
             let mut squatter = outsider.start(["tcp_listen", address, &port]);
             squatter.says();
             let outcome = host.refused(&bot, &["tcp_connect", "192.0.2.7", "5432"], &["ECONNREFUSED"]);

@@ -1,7 +1,7 @@
 //! Processes outside the agents' cgroups: they never run a Sluice program, and connect as fast as without.
 //!
 //! Two kinds of programs by nature see others: the guard, every process below the cgroup that it is put on, and
-//! `sk_lookup`, everybody in the namespace it watches. What they cost is measured apart.
+//! `port_lookup`, everybody in the namespace it watches. What they cost is measured apart.
 
 use std::collections::BTreeMap;
 
@@ -87,8 +87,8 @@ fn who_is_no_agent_runs_no_program() {
             false => Err(format!("{ran:?}")),
         }
     });
-    sheet.row("the same in the gateway's namespace", "sk_lookup sees every incoming connection", || {
-        only(run_by(&host.site, &stranger)?, &["sk_lookup"])
+    sheet.row("the same in the gateway's namespace", "port_lookup sees every incoming connection", || {
+        only(run_by(&host.site, &stranger)?, &["port_lookup"])
     });
     sheet.row("the same below the guard's cgroup", "the guard sees connect and sendmsg", || {
         let guard = ["guard_connect4", "guard_connect6", "guard_sendmsg4", "guard_sendmsg6"];
@@ -126,7 +126,7 @@ fn connects_of_others_take_as_long_as_without() {
     let elsewhere = Netns::new();
     let places = [
         ("a process outside", site.stranger().in_netns(&elsewhere), 1.3),
-        ("in the gateway's namespace (sk_lookup)", site.stranger(), 2.0),
+        ("in the gateway's namespace (port_lookup)", site.stranger(), 2.0),
         ("below the guard's cgroup", site.outsider().in_netns(&elsewhere), 2.0),
     ];
     let mut with = vec![Vec::new(); places.len()];
