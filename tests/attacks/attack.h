@@ -48,14 +48,15 @@ enum { PAYLOAD_LENGTH = 24 };
 /* The attacks, one group per file. Each takes the words after its name. */
 typedef void attack(char **words);
 attack tcp_connect, tcp_nonblocking, tcp_from, tcp_from_port, tcp_fastopen, tcp_fastopen_connect, tcp_again, tcp_device_before,
-    tcp_device_after, tcp_unicast_if, tcp_dontroute, tcp_renamed, tcp_listen, tcp_loop, tcp_storm, tcp_pair;
+    tcp_device_after, tcp_unicast_if, tcp_dontroute, tcp_renamed, tcp_source_route, tcp_own_listener, tcp_converted, tcp_listen, tcp_loop, tcp_storm, tcp_pair;
 attack udp_sendto, udp_connected, udp_sendmmsg, udp_segment, udp_sendfile, udp_pktinfo, udp_corked,
-    udp_dns_then_elsewhere, udp_ask, udp_device, udp_broadcast, multicast_join, udp_listen, udp_often;
+    udp_dns_then_elsewhere, udp_ask, udp_device, udp_device_after, udp_source_route,
+    udp_other_family, udp_broadcast, multicast_join, udp_listen, udp_often;
 attack kind, kinds, packet, packet_in_namespace, header_included, vsock, tunnel, device;
 attack uring_connect, uring_sendmsg;
 attack received_connect, received_send, received_sendto, take_descriptor, hand_out, take_in, keep_socket, hand_listener,
     accomplice;
 attack cgroup_procs, cgroup_clone, cgroup_namespace, unix_connect, unix_sendto, unix_serve, trace_process,
-    write_memory, namespace_connect, bind_port, rewrite_program, eat_memory;
+    write_memory, namespace_connect, bind_port, rewrite_program, ask_for_key, eat_memory;
 
 #endif

@@ -10,17 +10,20 @@ static const struct {
 } ATTACKS[] = {
 #define A(name) {#name, name}
     A(tcp_connect), A(tcp_nonblocking), A(tcp_from), A(tcp_from_port), A(tcp_fastopen), A(tcp_fastopen_connect), A(tcp_again),
-    A(tcp_device_before), A(tcp_device_after), A(tcp_unicast_if), A(tcp_dontroute), A(tcp_renamed),
+    A(tcp_device_before), A(tcp_device_after), A(tcp_unicast_if), A(tcp_dontroute), A(tcp_renamed), A(tcp_source_route),
+    A(tcp_own_listener), A(tcp_converted),
     A(tcp_listen), A(tcp_loop), A(tcp_storm), A(tcp_pair),
     A(udp_sendto), A(udp_connected), A(udp_sendmmsg), A(udp_segment), A(udp_sendfile), A(udp_pktinfo),
-    A(udp_corked), A(udp_dns_then_elsewhere), A(udp_ask), A(udp_device), A(udp_broadcast), A(multicast_join),
+    A(udp_corked), A(udp_dns_then_elsewhere), A(udp_ask), A(udp_device), A(udp_device_after),
+    A(udp_source_route), A(udp_other_family), A(udp_broadcast), A(multicast_join),
     A(udp_listen), A(udp_often),
     A(kind), A(kinds), A(packet), A(packet_in_namespace), A(header_included), A(vsock), A(tunnel), A(device),
     A(uring_connect), A(uring_sendmsg),
     A(received_connect), A(received_send), A(received_sendto), A(take_descriptor), A(hand_out), A(take_in),
     A(keep_socket), A(hand_listener), A(accomplice),
     A(cgroup_procs), A(cgroup_clone), A(cgroup_namespace), A(unix_connect), A(unix_sendto), A(unix_serve),
-    A(trace_process), A(write_memory), A(namespace_connect), A(bind_port), A(rewrite_program), A(eat_memory),
+    A(trace_process), A(write_memory), A(namespace_connect), A(bind_port), A(rewrite_program), A(ask_for_key),
+    A(eat_memory),
 #undef A
 };
 

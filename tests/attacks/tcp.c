@@ -147,6 +147,55 @@ void tcp_unicast_if(char **words)
     dial(s, &to);
 }
 
+/* HOST PORT VIA: the packet goes to VIA first, which is asked to pass it on (RFC 791 loose source route, RFC 8754
+ * segment routing): on the wire VIA is the destination. */
+void tcp_source_route(char **words)
+{
+    struct place to = place(words[0], words[1]), via = place(words[2], "0");
+    int s = open_tcp(&to);
+    if (to.family == AF_INET) {
+        unsigned char options[8] = {1, 131, 7, 4};
+        memcpy(options + 4, &((struct sockaddr_in *)&via.address)->sin_addr, 4);
+        need("IP_OPTIONS", setsockopt(s, IPPROTO_IP, IP_OPTIONS, options, sizeof options));
+    } else {
+        /* Two segments: the last one comes first in the header. */
+        unsigned char header[8 + 32] = {0, 4, 4, 1, 1, 0, 0, 0};
+        memcpy(header + 8, &((struct sockaddr_in6 *)&to.address)->sin6_addr, 16);
+        memcpy(header + 24, &((struct sockaddr_in6 *)&via.address)->sin6_addr, 16);
+        need("IPV6_RTHDR", setsockopt(s, IPPROTO_IPV6, IPV6_RTHDR, header, sizeof header));
+    }
+    dial(s, &to);
+}
+
+/* HOST PORT LISTEN [free]: with a listener of its own on that port, which a lookup of the destination may find; on
+ * an address that is not the host's, if free. */
+void tcp_own_listener(char **words)
+{
+    struct place to = place(words[0], words[1]), at = place(words[2], words[1]);
+    int listener = open_tcp(&at), yes = 1;
+    if (*words[3])
+        need("IP_FREEBIND", setsockopt(listener, IPPROTO_IP, IP_FREEBIND, &yes, sizeof yes));
+    need("bind", bind(listener, (struct sockaddr *)&at.address, at.length));
+    need("listen", listen(listener, 4));
+    int s = open_tcp(&to);
+    struct timeval patience = {.tv_sec = 1};
+    setsockopt(s, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
+    dial(s, &to);
+}
+
+/* MAPPED PORT HOST PORT: an IPv6 socket with an IPv4 peer becomes an IPv4 socket, and connects again. */
+void tcp_converted(char **words)
+{
+    struct place first = place(words[0], words[1]), second = place(words[2], words[3]);
+    int s = open_tcp(&first), family = AF_INET;
+    if (dial(s, &first) < 0)
+        return;
+    need("IPV6_ADDRFORM", setsockopt(s, IPPROTO_IPV6, IPV6_ADDRFORM, &family, sizeof family));
+    struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+    need("connect AF_UNSPEC", connect(s, &nowhere, sizeof nowhere));
+    dial(s, &second);
+}
+
 /* HOST PORT */
 void tcp_dontroute(char **words)
 {

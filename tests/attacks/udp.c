@@ -162,6 +162,44 @@ void udp_device(char **words)
     say("sendto", sendto(s, PAYLOAD, PAYLOAD_LENGTH, 0, (struct sockaddr *)&to.address, to.length), s);
 }
 
+/* RESOLVER DEVICE SOURCE: bound to a device once the resolver has been checked. */
+void udp_device_after(char **words)
+{
+    struct place resolver = place(words[0], "53"), from = place(words[2], "0");
+    int s = open_udp(&resolver);
+    need("bind", bind(s, (struct sockaddr *)&from.address, from.length));
+    need("connect :53", connect(s, (struct sockaddr *)&resolver.address, resolver.length));
+    need("SO_BINDTODEVICE", setsockopt(s, SOL_SOCKET, SO_BINDTODEVICE, words[1], (socklen_t)strlen(words[1])));
+    say("send", send(s, PAYLOAD, PAYLOAD_LENGTH, 0), s);
+}
+
+/* HOST PORT VIA: as tcp_source_route. */
+void udp_source_route(char **words)
+{
+    struct place to = place(words[0], words[1]), via = place(words[2], "0");
+    int s = open_udp(&to);
+    unsigned char options[8] = {1, 131, 7, 4};
+    memcpy(options + 4, &((struct sockaddr_in *)&via.address)->sin_addr, 4);
+    need("IP_OPTIONS", setsockopt(s, IPPROTO_IP, IP_OPTIONS, options, sizeof options));
+    say("sendto", sendto(s, PAYLOAD, PAYLOAD_LENGTH, 0, (struct sockaddr *)&to.address, to.length), s);
+}
+
+/* HOST PORT unspec|four [connected]: the address of one family, given to a socket of another or called none. */
+void udp_other_family(char **words)
+{
+    struct place to = place(words[0], words[1]);
+    int s = socket(*words[2] == 'f' ? AF_INET6 : AF_INET, SOCK_DGRAM, 0);
+    need("socket", s);
+    if (*words[2] == 'u')
+        to.address.ss_family = AF_UNSPEC;
+    if (*words[3]) {
+        need("connect", connect(s, (struct sockaddr *)&to.address, to.length));
+        say("send", send(s, PAYLOAD, PAYLOAD_LENGTH, 0), s);
+    } else {
+        say("sendto", sendto(s, PAYLOAD, PAYLOAD_LENGTH, 0, (struct sockaddr *)&to.address, to.length), s);
+    }
+}
+
 /* HOST PORT */
 void udp_broadcast(char **words)
 {

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::outside_reaches_the_peer;
 use super::sheet::{Outcome, Sheet};
 use super::site::Attended;
-use crate::harness::uplink::DEVICE;
+use crate::harness::uplink::{DEVICE, HOST, HOST6};
 
 #[test]
 fn datagrams_are_denied() {
@@ -13,7 +13,7 @@ fn datagrams_are_denied() {
     let mut sheet = Sheet::new("UDP", host.capture());
     outside_reaches_the_peer(&host.site, &mut sheet);
     let bot = host.site.bot();
-    let rows: [(&str, &str, &[&str]); 17] = [
+    let rows: [(&str, &str, &[&str]); 22] = [
         ("sendto", "sendmsg4: datagram", &["udp_sendto", "192.0.2.7", "9"]),
         ("sendto a target's address and port", "sendmsg4: datagram", &["udp_sendto", "192.0.2.7", "5432"]),
         ("sendto, IPv6", "sendmsg6: datagram", &["udp_sendto", "2001:db8::7", "9"]),
@@ -31,6 +31,11 @@ fn datagrams_are_denied() {
         ("multicast", "sendmsg4: datagram", &["udp_sendto", "224.0.0.251", "5353"]),
         ("multicast, IPv6", "sendmsg6: datagram", &["udp_sendto", "ff02::fb%1", "5353"]),
         ("the metadata service", "sendmsg4: datagram", &["udp_sendto", "169.254.169.254", "80"]),
+        ("the gateway's resolver, directly", "sendmsg4: datagram", &["udp_sendto", "127.0.0.1", "15001"]),
+        ("an address that claims to have no family", "sendmsg4: datagram", &["udp_other_family", "192.0.2.7", "9", "unspec"]),
+        ("an IPv4 address on an IPv6 socket, sendto", "sendmsg4: datagram", &["udp_other_family", "192.0.2.7", "9", "four"]),
+        ("an IPv4 address on an IPv6 socket, connect", "connect4: datagram", &["udp_other_family", "192.0.2.7", "9", "four", "connected"]),
+        ("source route over the peer (IP_OPTIONS)", "sendmsg4: datagram", &["udp_source_route", "192.0.2.7", "9", "10.77.0.2"]),
     ];
     for (attack, hook, words) in rows {
         sheet.row(attack, hook, || host.refused(&bot, words, &["EPERM"]));
@@ -61,6 +66,17 @@ fn datagrams_are_denied() {
     sheet.row("bound to the uplink, connected to a resolver", "connect4: bound-device", || {
         host.refused(&bot, &["udp_ask", "198.51.100.53", "connected", DEVICE], &["EPERM"])
     });
+    for (attack, hook, words) in [
+        ("bound to the uplink, once connected to a resolver", "egress: not loopback", ["udp_device_after", "198.51.100.53", DEVICE, HOST]),
+        ("bound to the uplink, once connected to a resolver, IPv6", "egress: not loopback", ["udp_device_after", "2001:db8::53", DEVICE, HOST6]),
+        ("source route over the peer, to a resolver", "needs CAP_NET_RAW", ["udp_source_route", "198.51.100.53", "53", "10.77.0.2"]),
+        ("an IPv4 resolver on an IPv6 socket", "sendmsg4", ["udp_other_family", "198.51.100.53", "53", "four"]),
+    ] {
+        sheet.row(attack, hook, || {
+            // It may reach the gateway, or nobody.
+            Ok(bot.attack(words).story().trim().to_owned())
+        });
+    }
     for (attack, group) in [
         ("joining a multicast group: the kernel's own report", "239.83.66.1"),
         ("joining a multicast group, IPv6", "ff15::5:1ce"),

@@ -140,6 +140,15 @@ fn what_listens_on_the_host() {
             (errno, redirected) => Err(format!("{errno}, redirected: {}", redirected.is_some())),
         }
     });
+    sheet.row("others on the host dial an agent's server", "ingress, egress", || {
+        let mut listener = bot.start(["tcp_listen", "127.0.0.1", "8084"]);
+        listener.says();
+        let said = host.site.outsider().attack(["tcp_connect", "127.0.0.1", "8084"]);
+        match said.errno().as_str() {
+            "ok" => Err("connected".to_owned()),
+            errno => Ok(format!("the caller gets {errno}")),
+        }
+    });
     for (attack, listen, peer) in [
         ("waiting for somebody to dial in", "0.0.0.0", HOST),
         ("waiting for somebody to dial in, IPv6", "::", HOST6),

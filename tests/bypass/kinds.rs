@@ -20,6 +20,7 @@ fn no_other_protocol() {
     for (attack, place, family, kind, protocol) in [
         ("MPTCP", &bot, "2", "1", "262"),
         ("MPTCP, IPv6", &bot, "10", "1", "262"),
+        ("SMC over TCP", &bot, "2", "1", "256"),
         ("UDP-Lite", &bot, "2", "2", "136"),
         ("UDP-Lite, IPv6", &bot, "10", "2", "136"),
         ("SCTP, one to one", &bot, "2", "1", "132"),

@@ -162,7 +162,7 @@ fn in_both(launcher: &Launcher, sheet: &mut Sheet) {
     sheet.row("sendto with MSG_FASTOPEN", "connect4", || {
         launcher.served(&["tcp_fastopen", "192.0.2.7", "5432", "cookieless"])
     });
-    let rows: [(&str, &str, &[&str], &[&str]); 16] = [
+    let rows: [(&str, &str, &[&str], &[&str]); 17] = [
         ("connect to an address that is no target", "connect4: no-target", &["tcp_connect", "192.0.2.7", "4444"], &["ECONNREFUSED"]),
         ("the metadata service", "connect4: link-local", &["tcp_connect", "169.254.169.254", "80"], &["EPERM"]),
         ("UDP", "sendmsg4: datagram", &["udp_sendto", "192.0.2.7", "9"], &["EPERM"]),
@@ -176,6 +176,7 @@ fn in_both(launcher: &Launcher, sheet: &mut Sheet) {
         ("io_uring", "seccomp", &["uring_connect", "192.0.2.7", "5432"], &["ENOSYS"]),
         ("a user namespace", "seccomp", &["packet_in_namespace", DEVICE], &["EPERM"]),
         ("a network namespace", "seccomp", &["namespace_connect", "192.0.2.7", "5432", "1"], &["EPERM"]),
+        ("a key that the kernel has made outside", "seccomp", &["ask_for_key", "example.test"], &["EPERM"]),
         ("TUN device", "device", &["tunnel"], &["EPERM", "EACCES", "ENOENT"]),
         ("clone3 into another cgroup", "seccomp; owned by root", &["cgroup_clone", "/sys/fs/cgroup"], &["ENOSYS", "EACCES", "ENOENT"]),
         ("bound to the uplink", "connect4: bound-device", &["tcp_device_before", "192.0.2.7", "5432", DEVICE], &["EPERM", "ENODEV"]),

@@ -73,6 +73,34 @@ fn every_kind_of_connect_is_redirected() {
             }
         });
     }
+    for (attack, hook, target, via) in [
+        ("source route over the peer (IP_OPTIONS)", "needs CAP_NET_RAW", "192.0.2.7", "10.77.0.2"),
+        ("segment routing over the peer (IPV6_RTHDR)", "egress: not loopback", "2001:db8::7", "fd00:77::2"),
+    ] {
+        sheet.row(attack, hook, || {
+            let said = bot.attack(["tcp_source_route", target, "5432", via]);
+            host.accept_within(Duration::ZERO);
+            Ok(said.story().trim().to_owned())
+        });
+    }
+    for (attack, target, listen, free) in [
+        ("with a listener of its own on every address", "192.0.2.7", "0.0.0.0", ""),
+        ("with a listener of its own on every address, IPv6", "2001:db8::7", "::", ""),
+        ("with a listener of its own on the peer's address (IP_FREEBIND)", "192.0.2.7", "192.0.2.7", "free"),
+        ("with a listener of its own on the peer's address, IPv6", "2001:db8::7", "2001:db8::7", "free"),
+    ] {
+        sheet.row(attack, "egress: not loopback", || {
+            let said = bot.attack(["tcp_own_listener", target, "4444", listen, free]);
+            match said.errno().as_str() {
+                "ok" => Err(said.story()),
+                errno => Ok(errno.to_owned()),
+            }
+        });
+    }
+    sheet.row("turned from IPv6 to IPv4 (IPV6_ADDRFORM), connected again", "connect6, connect4", || {
+        let words = ["tcp_converted", "::ffff:192.0.2.7", "5432", "10.77.0.2", "80"];
+        host.redirected(&bot, &words, &["192.0.2.7:5432", "10.77.0.2:80"])
+    });
     for (attack, hook, host_, port) in [
         ("connect to an address that is no target", "connect4: no-target", "192.0.2.7", "4444"),
         ("connect to an address that is no target, IPv6", "connect6: no-target", "2001:db8::7", "4444"),
