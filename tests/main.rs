@@ -6,6 +6,7 @@
 mod harness;
 
 mod broker;
+mod bypass;
 mod cancel;
 mod denials;
 mod dns;
