@@ -6,6 +6,7 @@
 mod harness;
 
 mod broker;
+mod bypass;
 mod cancel;
 mod denials;
 mod dns;
@@ -16,6 +17,7 @@ mod hostile_bytes;
 mod hostile_pipelines;
 mod intercept;
 mod interception;
+mod isolate;
 mod masks;
 mod masks_and_schema;
 mod privileges;

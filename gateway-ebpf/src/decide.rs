@@ -184,6 +184,13 @@ pub const fn listens(listener: Option<Listener>, destination: Address) -> Result
     }
 }
 
+/// Whether a datagram is addressed to the gateway's resolver already: the kernel gives a socket's peer with
+/// every call where that is a v4-mapped one, and connect's hook has made it the gateway.
+#[inline(always)]
+pub const fn is_asking(kind: u8, to: Address, port: u16, gateway_port: u16) -> bool {
+    kind == kind::DNS && to.is_loopback() && port == gateway_port
+}
+
 /// A socket bound to another device than loopback would send the rewritten packets out through it.
 #[inline(always)]
 pub const fn bound_device(interface: u32) -> Result<(), Denial> {
@@ -257,6 +264,36 @@ pub const fn bind(protocol: u32, port: u16, gateway_port: u16) -> Result<(), Den
         (_, 0) => Ok(()),
         (IPPROTO_TCP, port) if port >= FIRST_UNPRIVILEGED_PORT && port != gateway_port => Ok(()),
         _ => Err(Denial::Bind),
+    }
+}
+
+const SOL_IP: i32 = 0;
+const SOL_IPV6: i32 = 41;
+
+/// Which socket options an agent may set: all but those that join a multicast group (linux/in.h, in6.h).
+/// Neither family's level is the other's: an IPv6 socket has both.
+#[inline(always)]
+pub const fn option(level: i32, name: i32) -> Result<(), Denial> {
+    const IP_ADD_MEMBERSHIP: i32 = 35;
+    const IP_ADD_SOURCE_MEMBERSHIP: i32 = 39;
+    const IP_MSFILTER: i32 = 41;
+    const IPV6_ADD_MEMBERSHIP: i32 = 20;
+    const IPV6_JOIN_ANYCAST: i32 = 27;
+    const MCAST_JOIN_GROUP: i32 = 42;
+    const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
+    const MCAST_MSFILTER: i32 = 48;
+    match (level, name) {
+        (
+            SOL_IP,
+            IP_ADD_MEMBERSHIP | IP_ADD_SOURCE_MEMBERSHIP | IP_MSFILTER | MCAST_JOIN_GROUP
+            | MCAST_JOIN_SOURCE_GROUP | MCAST_MSFILTER,
+        )
+        | (
+            SOL_IPV6,
+            IPV6_ADD_MEMBERSHIP | IPV6_JOIN_ANYCAST | MCAST_JOIN_GROUP | MCAST_JOIN_SOURCE_GROUP
+            | MCAST_MSFILTER,
+        ) => Err(Denial::ManyReceivers),
+        _ => Ok(()),
     }
 }
 

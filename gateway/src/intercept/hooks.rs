@@ -87,6 +87,7 @@ pub const HOOKS: &[Hook] = &[
     Hook::new("sock_create", Agents, BPF_CGROUP_INET_SOCK_CREATE),
     Hook::new("bind4", Agents, BPF_CGROUP_INET4_BIND),
     Hook::new("bind6", Agents, BPF_CGROUP_INET6_BIND),
+    Hook::new("setsockopt", Agents, BPF_CGROUP_SETSOCKOPT),
     Hook::new("device", Agents, BPF_CGROUP_DEVICE),
     Hook::new("connect_unix", Agents, BPF_CGROUP_UNIX_CONNECT).since(6, 7),
     Hook::new("sendmsg_unix", Agents, BPF_CGROUP_UNIX_SENDMSG).since(6, 7),
@@ -117,24 +118,23 @@ pub fn load(object: &mut Object, hook: &Hook) -> Result<OwnedFd, InterceptError>
     }
 }
 
-/// Loads the program and makes it the one its hook runs at `target`: a cgroup's folder or a network
-/// namespace, `target_id` its inode.
+/// Makes a loaded program the one its hook runs at `target`: a cgroup's folder or a network namespace,
+/// `target_id` its inode.
 ///
 /// A link that is attached to this very target keeps its place and gets the new program, atomically: no
 /// connect(2) runs in between without one. Any other pin is replaced by a new link.
 pub fn attach(
-    object: &mut Object,
     hook: &Hook,
+    program: BorrowedFd<'_>,
     target: &File,
     target_id: u64,
     pins: &Path,
 ) -> Result<(), InterceptError> {
-    let program = load(object, hook)?;
     match live_link(hook, target_id, pins) {
-        Some(link) => sys::replace_program(link.as_fd(), program.as_fd())
+        Some(link) => sys::replace_program(link.as_fd(), program)
             .map_err(|error| InterceptError::bpf(format!("replacing {}", hook.program), error)),
         None => {
-            let link = sys::link(program.as_fd(), target.as_fd(), hook.attach_type);
+            let link = sys::link(program, target.as_fd(), hook.attach_type);
             let link = link.map_err(|error| {
                 InterceptError::bpf(format!("attaching {}", hook.program), error)
             })?;
@@ -170,6 +170,10 @@ fn load_program(program: &mut Program) -> Result<OwnedFd, ProgramError> {
             program.fd()?
         }
         Program::CgroupDevice(program) => {
+            program.load()?;
+            program.fd()?
+        }
+        Program::CgroupSockopt(program) => {
             program.load()?;
             program.fd()?
         }

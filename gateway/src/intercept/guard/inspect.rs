@@ -96,16 +96,22 @@ pub fn inspect(kernel: &config::Kernel) -> Result<Report, InterceptError> {
     let version = KernelVersion::running()?;
     let told = settings::read(&kernel.pins)?;
     let mut problems = Vec::new();
-    match &told {
-        None => problems.push(format!("the guard is not loaded: {AGAIN}")),
-        Some(told) => problems.extend(check_settings(kernel, &places, told)),
+    if told.is_none() {
+        problems.push(format!("the guard is not loaded: {AGAIN}"));
     }
     let maps = pinned_map_ids(&kernel.pins);
     let links: Vec<LinkState> = hooks::available(version)
         .map(|hook| link_state(hook, places.of(hook), &kernel.pins, &maps))
         .collect();
-    let (cgroups, ineffective) = check_effect(&places.agents, &links, version);
-    problems.extend(ineffective);
+    let mut cgroups = 0;
+    // A link that is wrong explains the rest.
+    if let Some(told) = &told
+        && links.iter().all(|link| link.problem.is_none())
+    {
+        let ineffective;
+        (cgroups, ineffective) = check_effect(&places.agents, &links, version);
+        problems.extend(check_settings(kernel, &places, told).or(ineffective));
+    }
     Ok(Report {
         port: told.map(|told| told.gateway_port as u16),
         links,
