@@ -12,6 +12,7 @@ mod denials;
 mod dns;
 mod evidence;
 mod gateway_killed;
+mod handover;
 mod hostile_bytes;
 mod hostile_pipelines;
 mod intercept;
