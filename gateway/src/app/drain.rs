@@ -26,7 +26,11 @@ impl Server {
     pub async fn drain(&mut self, mut successor: Successor) -> &'static str {
         let pid = successor.pid();
         let open = self.sessions.len();
-        tracing::info!(successor = pid, open, "handed over; the open sessions end here");
+        tracing::info!(
+            successor = pid,
+            open,
+            "handed over; the open sessions end here"
+        );
         notify::handed_over(pid);
         let handed_over = Event::GatewayHandover {
             pid: std::process::id(),
@@ -40,7 +44,10 @@ impl Server {
         loop {
             let drained = self.sessions.is_empty();
             // The successor reaches its sessions through this process.
-            let predecessor_gone = self.predecessor.as_ref().is_none_or(JoinHandle::is_finished);
+            let predecessor_gone = self
+                .predecessor
+                .as_ref()
+                .is_none_or(JoinHandle::is_finished);
             if drained && predecessor_gone {
                 return "handed over, and drained";
             }

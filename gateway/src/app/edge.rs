@@ -194,7 +194,9 @@ async fn register(
         let located = senses.tree.locate(cgroup_id).ok();
         let event = Event::NetnsRegistered {
             netns_cookie,
-            agent: located.and_then(|located| located.agent).map(|agent| agent.name.clone()),
+            agent: located
+                .and_then(|located| located.agent)
+                .map(|agent| agent.name.clone()),
             cgroup_id,
             tgid,
         };

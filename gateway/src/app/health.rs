@@ -156,9 +156,7 @@ impl Examiner {
                 state
             }
             Err(error) => {
-                let patience = found
-                    .guard_good
-                    .is_some_and(|seen| seen.elapsed() < FRESH);
+                let patience = found.guard_good.is_some_and(|seen| seen.elapsed() < FRESH);
                 tracing::warn!(%error, "the broker does not answer");
                 GuardState {
                     problems: match patience {
@@ -236,7 +234,12 @@ fn is_full(folder: &Path) -> Option<String> {
     match nix::sys::statvfs::statvfs(folder) {
         Ok(disk) => {
             let free = disk.blocks_available().saturating_mul(disk.fragment_size());
-            (free < ROOM).then(|| format!("less than 1 MiB is free on the disk of {}", folder.display()))
+            (free < ROOM).then(|| {
+                format!(
+                    "less than 1 MiB is free on the disk of {}",
+                    folder.display()
+                )
+            })
         }
         // The recordings' folder may be made with the first recording.
         Err(nix::errno::Errno::ENOENT) => is_full(folder.parent()?),

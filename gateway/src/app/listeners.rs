@@ -162,7 +162,11 @@ impl Listeners {
 
     /// The host's addresses, for people.
     pub fn addresses(&self) -> String {
-        let addresses = self.host.tcp.iter().filter_map(|listener| listener.local_addr().ok());
+        let addresses = self
+            .host
+            .tcp
+            .iter()
+            .filter_map(|listener| listener.local_addr().ok());
         let addresses: Vec<String> = addresses.map(|address| address.to_string()).collect();
         addresses.join(" and ")
     }

@@ -172,7 +172,10 @@ pub async fn run(start: Start) -> Result<()> {
     let (listeners, gone) = match origin {
         Origin::Broker(listeners) => (vec![listeners], None),
         Origin::Predecessor(predecessor) => {
-            if let Event::GatewayStart { predecessor: of, .. } = &mut started {
+            if let Event::GatewayStart {
+                predecessor: of, ..
+            } = &mut started
+            {
                 *of = Some(predecessor.pid());
             }
             // A failure until here leaves no trace in the log: it is the predecessor's to report.

@@ -220,10 +220,7 @@ impl Server {
     }
 
     /// From the moment a successor is ready, or is known not to be.
-    async fn hand_over(
-        &mut self,
-        raised: Result<Successor, HandoverError>,
-    ) -> Option<Successor> {
+    async fn hand_over(&mut self, raised: Result<Successor, HandoverError>) -> Option<Successor> {
         let failure = match raised {
             Ok(successor) => match self.let_take_over(successor).await {
                 Ok(successor) => return Some(successor),

@@ -70,8 +70,7 @@ fn give_up_privileges(config: &Config) -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         let user = privileges::lookup(&config.gateway.user)?;
         for folder in [&config.storage.log, &config.storage.recordings] {
-            make_folder(folder, user)
-                .with_context(|| format!("preparing {}", folder.display()))?;
+            make_folder(folder, user).with_context(|| format!("preparing {}", folder.display()))?;
         }
     }
     intercept::join_gateway_cgroup(&config.kernel).context("joining the gateway's cgroup")?;
@@ -82,7 +81,10 @@ fn give_up_privileges(config: &Config) -> Result<()> {
 /// Whose folder it is stays as it was where there is one already, unless it is empty.
 fn make_folder(folder: &Path, owner: Identity) -> std::io::Result<()> {
     if let Some(parent) = folder.parent() {
-        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o755)
+            .create(parent)?;
     }
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),

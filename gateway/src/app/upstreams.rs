@@ -32,8 +32,8 @@ impl std::fmt::Debug for Upstream {
 pub(super) fn load(config: &Config) -> Result<HashMap<String, Upstream>> {
     let mut upstreams = HashMap::new();
     for target in config.targets.values() {
-        let upstream = upstream(target)
-            .with_context(|| format!("preparing target \"{}\"", target.name))?;
+        let upstream =
+            upstream(target).with_context(|| format!("preparing target \"{}\"", target.name))?;
         upstreams.insert(target.name.clone(), upstream);
     }
     Ok(upstreams)

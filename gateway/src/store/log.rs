@@ -184,7 +184,8 @@ impl Log {
                 return Ok(true);
             }
             if tail.inviting
-                || !lock::hold(&self.file, Hold::Alone).map_err(io_error("lock", &self.path))? {
+                || !lock::hold(&self.file, Hold::Alone).map_err(io_error("lock", &self.path))?
+            {
                 return Ok(false);
             }
             self.catch_up(&mut tail, now)?;

@@ -77,7 +77,9 @@ impl Predecessor {
     /// when this returns.
     pub async fn take_over(self) -> Result<(Vec<Listeners>, Gone), HandoverError> {
         let Self { channel, .. } = self;
-        let mut inbox = channel.inbox().map_err(io("reading the hand-over's socket"))?;
+        let mut inbox = channel
+            .inbox()
+            .map_err(io("reading the hand-over's socket"))?;
         channel
             .send(&ToPredecessor::Ready {}, &[])
             .map_err(io("telling the predecessor"))?;

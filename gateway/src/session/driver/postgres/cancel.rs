@@ -77,7 +77,8 @@ impl CancelKeys {
         let session = backend.session;
         if let Err(error) = log.append(&Event::CancelRequest { session, who }) {
             tracing::error!(%session, %error, "a cancel request could not be written, so it is not passed on");
-        } else if let Err(error) = upstream::cancel(&backend.dial, backend.pid, &backend.key).await {
+        } else if let Err(error) = upstream::cancel(&backend.dial, backend.pid, &backend.key).await
+        {
             tracing::warn!(%session, %error, "a cancel request did not reach the target");
         }
         true
@@ -99,7 +100,9 @@ impl CancelKeys {
             // Both fail when the predecessor is gone, and its sessions with it.
             strays.send(stray).await.is_ok() && answer.await.unwrap_or(false)
         };
-        tokio::time::timeout(PREDECESSOR, ask).await.unwrap_or(false)
+        tokio::time::timeout(PREDECESSOR, ask)
+            .await
+            .unwrap_or(false)
     }
 
     /// A fresh random process id and secret for `backend`.
