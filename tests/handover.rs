@@ -341,3 +341,37 @@ fn a_gateway_starts_beside_one_that_drains() {
     assert_eq!(gateway.events().count("gateway.crashed"), 1);
     gateway.sluice(["audit", "verify"]).succeeds().prints("ok");
 }
+
+#[test]
+fn another_network_namespace_goes_to_the_successor_too() {
+    let server = Postgres::start();
+    let mut gateway = Gateway::in_front_of(&server);
+    let psql = format!(
+        "psql -X -A -t -d '{}' -c 'SELECT 1'",
+        gateway.address("127.0.0.1")
+    );
+    // Refused until the gateway listens there, which it does when it hears of the first attempt.
+    let script = format!("until {psql} 2>/dev/null; do sleep 0.2; done; read go; exec {psql}");
+    let mut agent = gateway
+        .sluice_command(["exec", "--isolate", "--agent", "report-bot", "--"])
+        .args(["sh", "-c", &script])
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the agent starts");
+    gateway.wait_for(1, "session.close");
+    assert_eq!(gateway.event("netns.registered").text("agent"), "report-bot");
+    let first = gateway.hand_over();
+    ends(first);
+    let mut stdin = agent.stdin.take().expect("stdin is piped");
+    writeln!(stdin).expect("the agent reads");
+    let ended = agent.wait_with_output().expect("the agent ends");
+    let (said, complained) = (
+        String::from_utf8_lossy(&ended.stdout),
+        String::from_utf8_lossy(&ended.stderr),
+    );
+    assert_eq!(said, "1\n1\n", "{complained}");
+    assert_eq!(gateway.events().count("netns.registered"), 1);
+}
