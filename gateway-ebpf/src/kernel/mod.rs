@@ -3,6 +3,7 @@
 mod connect;
 mod datagram;
 mod handshake;
+mod lsm;
 mod maps;
 mod peer_name;
 mod socket;
@@ -17,6 +18,8 @@ mod answer {
     pub const ALLOW_DNS: i32 = 1;
     /// A plain TCP or UDP socket is created.
     pub const ALLOW_SOCKET: i32 = 1;
+    /// Another process is looked at, not touched.
+    pub const ALLOW_TRACE: i32 = 1;
     /// Naming the peer cannot be denied: the verifier takes no other value.
     pub const NAMED: i32 = 1;
     /// Sock_ops programs do not decide; the kernel expects 1.

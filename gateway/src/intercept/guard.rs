@@ -16,6 +16,7 @@ use gateway_ebpf::{ConnKey, Counters, DeviceKey, Flow, Settings};
 use serde::Serialize;
 
 use super::hooks::{self, HOOKS, Hook, Side};
+use super::lsm::{self, LsmState};
 use super::maps::{self, Table};
 use super::{InterceptError, cgroup, pins, sys};
 use crate::config::{self, Device, DeviceKind, UnixSockets};
@@ -50,6 +51,7 @@ pub struct Loaded {
     pub gateway_cgroup: PathBuf,
     pub pins: PathBuf,
     pub programs: Vec<&'static str>,
+    pub lsm: LsmState,
 }
 
 /// What is there, link by link.
@@ -133,8 +135,14 @@ pub fn load(kernel: &config::Kernel, port: u16) -> Result<Loaded, InterceptError
         let id = cgroup::id(path).map_err(|error| InterceptError::file(path, error))?;
         hooks::attach(&mut object, hook, &file, id, &kernel.pins)?;
     }
+    let agents =
+        File::open(&places.agents).map_err(|error| InterceptError::file(&places.agents, error))?;
+    let agents_id =
+        cgroup::id(&places.agents).map_err(|error| InterceptError::file(&places.agents, error))?;
+    let lsm = lsm::load(&mut object, &agents, agents_id, &kernel.pins);
     Ok(Loaded {
         port,
+        lsm,
         agents_cgroup: places.agents,
         gateway_cgroup: places.gateway,
         pins: kernel.pins.clone(),

@@ -15,6 +15,7 @@ pub mod cgroup;
 mod flow;
 pub mod guard;
 mod hooks;
+pub mod lsm;
 mod lookup;
 mod maps;
 mod pins;

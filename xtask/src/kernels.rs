@@ -1,0 +1,208 @@
+//! `cargo xtask kernels [VERSION…]`: the kernel programs in kernels that this host does not run.
+//!
+//! Each kernel is a distribution's own, booted in QEMU with an initramfs that holds `sluice`. There the guard
+//! is loaded (every program through that kernel's verifier), loaded again in place, verified and unloaded; and
+//! a process in the agents' cgroup and one outside try what only the LSM tier can stop. Below the oldest kernel
+//! that Sluice supports, loading has to be refused.
+//!
+//! Not part of `ci`: it downloads kernels, and the gate does not depend on an archive.
+
+mod archive;
+mod machine;
+
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+
+use crate::{build, build_ebpf, toolchain};
+use archive::{Archive, DEBIAN, UBUNTU};
+use machine::Step;
+
+const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "binutils"];
+
+/// A kernel as a distribution ships it.
+#[derive(Debug)]
+struct Release {
+    name: &'static str,
+    archive: Archive,
+    suite: &'static str,
+    package: &'static str,
+    expected: Expected,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    /// Cgroup v1 classes switch interception off silently there, so the guard must not load.
+    Refusal,
+    Interception,
+}
+
+/// The long-term releases that are packaged somewhere, oldest first.
+#[rustfmt::skip]
+const RELEASES: &[Release] = &[
+    Release { name: "5.10", archive: DEBIAN, suite: "bullseye", package: "linux-image-cloud-amd64", expected: Expected::Refusal },
+    Release { name: "5.15", archive: UBUNTU, suite: "jammy",    package: "linux-image-generic",     expected: Expected::Interception },
+    Release { name: "6.1",  archive: DEBIAN, suite: "bookworm", package: "linux-image-cloud-amd64", expected: Expected::Interception },
+    Release { name: "6.8",  archive: UBUNTU, suite: "noble",    package: "linux-image-generic",     expected: Expected::Interception },
+    Release { name: "6.12", archive: DEBIAN, suite: "trixie",   package: "linux-image-cloud-amd64", expected: Expected::Interception },
+];
+
+/// Few, because Ubuntu's 5.15 panics when all it has are named; without yama, which would hide what the LSM
+/// tier does about ptrace.
+const WITH_BPF: &str = "lockdown,bpf";
+const WITHOUT_BPF: &str = "lockdown";
+
+/// What must be denied in the agents' cgroup, and nowhere else, where the LSM tier has the hook.
+#[rustfmt::skip]
+const DENIED: &[(&str, &[&str])] = &[
+    ("socket_create",       &["netlink-generic", "netlink-audit", "packet", "inet-packet", "vsock", "alg", "xdp"]),
+    ("userns_create",       &["userns"]),
+    ("ptrace_access_check", &["memory-stranger", "ptrace-stranger"]),
+    ("bpf",                 &["bpf"]),
+];
+/// What works wherever it is tried.
+const ALLOWED: &[&str] = &[
+    "unix",
+    "inet",
+    "inet6",
+    "netlink-route",
+    "unix-own",
+    "memory-own",
+];
+
+pub fn run(arguments: &[String]) -> Result<()> {
+    ensure!(
+        std::env::consts::ARCH == "x86_64",
+        "the machines are x86-64 and run this host's sluice: use an x86-64 host"
+    );
+    let chosen = choose(arguments)?;
+    toolchain::apt_install(PACKAGES)?;
+    build::run(&[])?;
+    let initramfs = machine::initramfs()?;
+    let logs = build_ebpf::target_folder().join("kernels");
+    fs::create_dir_all(&logs)?;
+    let mut wrong = 0;
+    for release in chosen {
+        let kernel = archive::kernel(release)?;
+        for lsm in [WITH_BPF, WITHOUT_BPF] {
+            let log = logs.join(format!("{}-{lsm}.log", release.name));
+            let steps = machine::boot(&kernel, &initramfs, lsm, &log)?;
+            let problems = examine(release.expected, lsm, &steps);
+            println!("{}", row(lsm, &steps, &problems));
+            if !problems.is_empty() {
+                println!("    {}", log.display());
+            }
+            wrong += problems.len();
+        }
+    }
+    ensure!(wrong == 0, "not every kernel did what it should");
+    Ok(())
+}
+
+fn choose(names: &[String]) -> Result<Vec<&'static Release>> {
+    if names.is_empty() {
+        return Ok(RELEASES.iter().collect());
+    }
+    let known: Vec<&str> = RELEASES.iter().map(|release| release.name).collect();
+    let find = |name: &String| {
+        RELEASES
+            .iter()
+            .find(|release| release.name == name)
+            .with_context(|| format!("no kernel {name}: there are {}", known.join(", ")))
+    };
+    names.iter().map(find).collect()
+}
+
+/// Everything that is not as it should be.
+fn examine(expected: Expected, lsm: &str, steps: &[Step]) -> Vec<String> {
+    let mut problems = Vec::new();
+    let mut must = |holds: bool, what: String| {
+        if !holds {
+            problems.push(what);
+        }
+    };
+    if expected == Expected::Refusal {
+        let load = step(steps, "load");
+        must(load.code != 0, "the guard loaded".into());
+        must(
+            load.output.contains("5.15"),
+            "the refusal does not name 5.15".into(),
+        );
+        return problems;
+    }
+    for name in [
+        "doctor", "load", "reload", "verify", "outside", "agent", "nobody", "unload",
+    ] {
+        must(step(steps, name).code == 0, format!("{name} failed"));
+    }
+    let tier = tier(steps);
+    must(
+        tier.is_empty() == (lsm == WITHOUT_BPF),
+        "the LSM tier is not what lsm= asks for".into(),
+    );
+    for (hook, attempts) in DENIED {
+        for attempt in attempts.iter().filter(|_| tier.contains(hook)) {
+            for agent in ["agent", "nobody"] {
+                let result = result(steps, agent, attempt);
+                must(result == "EPERM", format!("{agent}: {attempt} {result}"));
+            }
+            let result = result(steps, "outside", attempt);
+            must(result != "EPERM", format!("outside: {attempt} {result}"));
+        }
+    }
+    for attempt in ALLOWED {
+        for place in ["outside", "agent", "nobody"] {
+            let result = result(steps, place, attempt);
+            must(result == "ok", format!("{place}: {attempt} {result}"));
+        }
+    }
+    problems
+}
+
+fn row(lsm: &str, steps: &[Step], problems: &[String]) -> String {
+    let load = step(steps, "load");
+    let guard = match load.code {
+        0 => first_line(load).split(',').next().unwrap_or_default(),
+        _ => first_line(load),
+    };
+    let result = match problems {
+        [] => "as it should be".into(),
+        problems => format!("WRONG: {}", problems.join("; ")),
+    };
+    let release = first_line(step(steps, "release"));
+    let tier = tier(steps).join(" ");
+    format!("{release}  lsm={lsm}\n    {guard}\n    LSM tier: {tier}\n    {result}")
+}
+
+/// The security hooks that `guard load` says it is on.
+fn tier(steps: &[Step]) -> Vec<&str> {
+    let lines = step(steps, "load").output.lines();
+    let named = lines.filter_map(|line| line.strip_prefix("LSM tier: "));
+    named
+        .flat_map(|hooks| hooks.split(", "))
+        .filter(|hook| *hook != "none")
+        .collect()
+}
+
+/// What came of an attempt: "ok", or the name of an errno.
+fn result<'a>(steps: &'a [Step], place: &str, attempt: &str) -> &'a str {
+    let lines = step(steps, place).output.lines();
+    let mut results = lines.filter_map(|line| line.strip_prefix(attempt)?.strip_prefix(' '));
+    results.next().unwrap_or("was not tried")
+}
+
+fn step<'a>(steps: &'a [Step], name: &str) -> &'a Step {
+    const ABSENT: &Step = &Step {
+        name: String::new(),
+        output: String::new(),
+        code: -1,
+    };
+    steps
+        .iter()
+        .find(|step| step.name == name)
+        .unwrap_or(ABSENT)
+}
+
+fn first_line(step: &Step) -> &str {
+    step.output.lines().next().unwrap_or_default()
+}
