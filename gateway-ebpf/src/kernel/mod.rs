@@ -20,6 +20,8 @@ mod answer {
     pub const ALLOW_SOCKET: i32 = 1;
     /// Another process is looked at, not touched.
     pub const ALLOW_TRACE: i32 = 1;
+    /// A Unix socket of the same agent listens.
+    pub const ALLOW_UNIX: i32 = 1;
     /// Naming the peer cannot be denied: the verifier takes no other value.
     pub const NAMED: i32 = 1;
     /// Sock_ops programs do not decide; the kernel expects 1.

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use aya::programs::links::FdLink;
 use aya::programs::{LsmCgroup, ProgramError};
+use aya::util::KernelVersion;
 use aya::{Btf, Ebpf};
 use serde::Serialize;
 
@@ -21,7 +22,7 @@ use super::{chain, pins, sys};
 struct Hook {
     program: &'static str,
     hook: &'static str,
-    /// What agents can do where it is not loaded.
+    /// What agents can do where it is not loaded; empty where another hook says it.
     open: &'static str,
 }
 
@@ -46,9 +47,27 @@ const HOOKS: &[Hook] = &[
         hook: "bpf",
         open: "agents that are root can detach the kernel programs",
     },
+    Hook {
+        program: "lsm_owner",
+        hook: "socket_post_create",
+        open: "",
+    },
+    Hook {
+        program: "lsm_unix_stream",
+        hook: "unix_stream_connect",
+        open: "agents can connect to Unix sockets of others, where the kernel is older than 6.7",
+    },
+    Hook {
+        program: "lsm_unix_dgram",
+        hook: "unix_may_send",
+        open: "agents can send to Unix sockets of others, where the kernel is older than 6.7",
+    },
 ];
 
 const MODULES: &str = "/sys/kernel/security/lsm";
+
+/// `BPF_LSM_CGROUP` is from there.
+const SINCE: KernelVersion = KernelVersion::new(6, 0, 0);
 
 /// Which programs of the tier protect, and what is open without the others.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -65,15 +84,24 @@ pub struct Missing {
     pub open: &'static str,
 }
 
-/// One line for what is loaded, one for each thing that stays open.
+/// What is loaded; then each reason for what is not, and what stays open for it.
 impl fmt::Display for LsmState {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.loaded.as_slice() {
             [] => write!(out, "LSM tier: none")?,
             loaded => write!(out, "LSM tier: {}", loaded.join(", "))?,
         }
-        for Missing { hook, why, open } in &self.missing {
-            write!(out, "\nNO LSM tier at {hook}: {open} ({why})")?;
+        for group in self.missing.chunk_by(|one, next| one.why == next.why) {
+            let hooks: Vec<&str> = group.iter().map(|missing| missing.hook).collect();
+            let why = group.first().map_or("", |missing| missing.why.as_str());
+            write!(
+                out,
+                "\nOPEN without LSM tier at {}: {why}",
+                hooks.join(", ")
+            )?;
+            for missing in group.iter().filter(|missing| !missing.open.is_empty()) {
+                write!(out, "\n  {}", missing.open)?;
+            }
         }
         Ok(())
     }
@@ -119,6 +147,10 @@ pub fn problems(agents_id: Option<u64>, pins: &Path) -> Vec<String> {
 
 /// The kernel's types, if it runs LSM programs at all.
 fn available() -> Result<Btf, String> {
+    let running = KernelVersion::current().map_err(|error| chain(&error))?;
+    if running < SINCE {
+        return Err("it needs Linux 6.0".into());
+    }
     let modules = fs::read_to_string(MODULES)
         .map_err(|error| format!("{MODULES}: {error}; mount securityfs"))?;
     if !modules.trim().split(',').any(|module| module == "bpf") {

@@ -47,14 +47,15 @@ pub fn kernel(release: &Release) -> Result<PathBuf> {
         "downloading a {} kernel from {}",
         release.name, release.suite
     ));
-    let fetched = Apt::new(&folder, &release.archive, release.suite)?.kernel(release.package)?;
+    let work = folder.join("apt");
+    let fetched = Apt::new(&work, &release.archive, release.suite)?.kernel(release.package)?;
     // Only the image stays; it boots without modules.
     let image = image_in(&fetched.join("boot"))
         .with_context(|| format!("the package has no /boot/vmlinuz-*: {}", fetched.display()))?;
     let name = image.file_name().context("an image has a name")?;
     let place = folder.join(name);
     fs::rename(&image, &place)?;
-    fs::remove_dir_all(&fetched)?;
+    fs::remove_dir_all(&work)?;
     Ok(place)
 }
 
@@ -73,7 +74,7 @@ struct Apt {
 impl Apt {
     fn new(place: &Path, archive: &Archive, suite: &str) -> Result<Self> {
         let keyring = keyring(place, archive)?;
-        let folder = place.join(format!("apt-{suite}"));
+        let folder = place.join(suite);
         fs::create_dir_all(folder.join("lists/partial"))?;
         fs::create_dir_all(folder.join("archives/partial"))?;
         fs::write(folder.join("status"), "")?;

@@ -29,9 +29,10 @@ step doctor sluice doctor
 step load sluice guard load
 step reload sluice guard load
 step verify sluice guard verify
+busybox mkdir /sys/fs/cgroup/agents.slice/coder
 step outside attempts /sys/fs/cgroup 0
-step agent attempts /sys/fs/cgroup/agents.slice 0
-step nobody attempts /sys/fs/cgroup/agents.slice 65534
+step agent attempts /sys/fs/cgroup/agents.slice/coder 0
+step nobody attempts /sys/fs/cgroup/agents.slice/coder 65534
 step denials sluice guard verify
 step unload sluice guard unload --force
 busybox poweroff -f
