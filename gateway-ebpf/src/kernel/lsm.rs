@@ -90,6 +90,9 @@ fn unix(peer: *mut bpf_sock) -> i32 {
     if settings.allow_unix != 0 {
         return ALLOW_UNIX;
     }
+    if peer.is_null() {
+        return deny(Denial::UnixSocket);
+    }
     let subtree = subtree(settings);
     match maps::stored(&SK_OWNER, peer) {
         Some(owner) if owner.subtree == subtree && subtree != settings.agents_id => ALLOW_UNIX,
@@ -107,7 +110,8 @@ fn own(socket: *const Socket) -> bool {
         cgroup_id: unsafe { bpf_get_current_cgroup_id() },
         subtree: subtree(settings),
     };
-    maps::stored_or(&SK_OWNER, sock(socket), &raw mut owner).is_some()
+    let sock = sock(socket);
+    !sock.is_null() && maps::stored_or(&SK_OWNER, sock, &raw mut owner).is_some()
 }
 
 #[inline(always)]

@@ -22,6 +22,8 @@ use super::{chain, pins, sys};
 struct Hook {
     program: &'static str,
     hook: &'static str,
+    /// The hook without whose program this one would deny too much.
+    needs: Option<&'static str>,
     /// What agents can do where it is not loaded; empty where another hook says it.
     open: &'static str,
 }
@@ -30,36 +32,43 @@ const HOOKS: &[Hook] = &[
     Hook {
         program: "lsm_socket",
         hook: "socket_create",
+        needs: None,
         open: "agents can create sockets that no other hook sees (packet with CAP_NET_RAW, vsock, netlink, AF_ALG)",
     },
     Hook {
         program: "lsm_userns",
         hook: "userns_create",
+        needs: None,
         open: "agents can make user namespaces, and packet sockets in them",
     },
     Hook {
         program: "lsm_ptrace",
         hook: "ptrace_access_check",
+        needs: None,
         open: "agents can trace other processes of their user and take over their sockets",
     },
     Hook {
         program: "lsm_bpf",
         hook: "bpf",
+        needs: None,
         open: "agents that are root can detach the kernel programs",
     },
     Hook {
         program: "lsm_owner",
         hook: "socket_post_create",
+        needs: None,
         open: "",
     },
     Hook {
         program: "lsm_unix_stream",
         hook: "unix_stream_connect",
+        needs: Some("socket_post_create"),
         open: "agents can connect to Unix sockets of others, where the kernel is older than 6.7",
     },
     Hook {
         program: "lsm_unix_dgram",
         hook: "unix_may_send",
+        needs: Some("socket_post_create"),
         open: "agents can send to Unix sockets of others, where the kernel is older than 6.7",
     },
 ];
@@ -113,9 +122,10 @@ pub fn load(object: &mut Ebpf, agents: &File, agents_id: u64, pins: &Path) -> Ls
     let mut state = LsmState::default();
     let btf = available();
     for hook in HOOKS {
-        let attached = match &btf {
-            Ok(btf) => attach(object, hook, btf, agents, agents_id, pins),
-            Err(why) => Err(why.clone()),
+        let attached = match (&btf, hook.needs) {
+            (Err(why), _) => Err(why.clone()),
+            (_, Some(needs)) if !state.loaded.contains(&needs) => Err(format!("it needs {needs}")),
+            (Ok(btf), _) => attach(object, hook, btf, agents, agents_id, pins),
         };
         match attached {
             Ok(()) => state.loaded.push(hook.hook),
@@ -177,7 +187,7 @@ fn attach(
         .map_err(|error: ProgramError| chain(&error))?;
     program
         .load(hook.hook, btf)
-        .map_err(|error| chain(&error))?;
+        .map_err(|error| brief(&chain(&error)))?;
     let place = pins::link(pins, hook.program);
     if let Some(link) = live_link(&place, agents_id) {
         let loaded = program.fd().map_err(|error| chain(&error))?;
@@ -201,4 +211,55 @@ fn live_link(place: &Path, agents_id: u64) -> Option<OwnedFd> {
     let link = sys::open_pin(place).ok()?;
     let attached = sys::cgroup_link(link.as_fd()).ok()?;
     (attached.cgroup_id == agents_id).then_some(link)
+}
+
+/// Of a verifier's log only what it stumbled over, which is its last line but for the statistics.
+fn brief(text: &str) -> String {
+    const STATISTICS: &[&str] = &["verification time", "stack depth", "processed"];
+    let (what, log) = text.split_once(" Verifier output:").unwrap_or((text, ""));
+    let mut lines = log.lines().rev().filter(|line| !line.trim().is_empty());
+    match lines.find(|line| !STATISTICS.iter().any(|start| line.starts_with(start))) {
+        Some(stumble) => format!("{what} {stumble}"),
+        None => what.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_verifiers_log_the_reason_stays() {
+        let log = "BPF_PROG_LOAD: Permission denied. Verifier output: 0: R1=ctx()\n\
+            32: (85) call bpf_sk_storage_get#107\nR2 type=scalar expected=sock\n\
+            verification time 3274 usec\nstack depth 16\nprocessed 31 insns (limit 1000000)\n";
+        let expected = "BPF_PROG_LOAD: Permission denied. R2 type=scalar expected=sock";
+        assert_eq!(brief(log), expected);
+        assert_eq!(brief("unknown BTF type"), "unknown BTF type");
+        assert_eq!(
+            brief("failed. Verifier output: \nprocessed 0 insns\n"),
+            "failed."
+        );
+    }
+
+    #[test]
+    fn what_is_open_is_said_once_per_cause() {
+        let missing = |hook, why: &str, open| Missing {
+            hook,
+            why: why.into(),
+            open,
+        };
+        let state = LsmState {
+            loaded: vec!["bpf"],
+            missing: vec![
+                missing("socket_create", "no", "sockets"),
+                missing("userns_create", "no", "namespaces"),
+                missing("socket_post_create", "never", ""),
+            ],
+        };
+        let expected = "LSM tier: bpf\n\
+            OPEN without LSM tier at socket_create, userns_create: no\n  sockets\n  namespaces\n\
+            OPEN without LSM tier at socket_post_create: never";
+        assert_eq!(state.to_string(), expected);
+    }
 }
