@@ -47,6 +47,7 @@ const RELEASES: &[Release] = &[
     Release { name: "6.1",  archive: DEBIAN, suite: "bookworm", package: "linux-image-cloud-amd64", expected: Expected::BothTiers },
     Release { name: "6.8",  archive: UBUNTU, suite: "noble",    package: "linux-image-generic",     expected: Expected::BothTiers },
     Release { name: "6.12", archive: DEBIAN, suite: "trixie",   package: "linux-image-cloud-amd64", expected: Expected::BothTiers },
+    Release { name: "testing", archive: DEBIAN, suite: "forky", package: "linux-image-cloud-amd64", expected: Expected::BothTiers },
 ];
 
 /// Few, because Ubuntu's 5.15 panics when all it has are named; without yama, which would hide what the LSM

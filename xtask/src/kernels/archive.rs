@@ -34,12 +34,17 @@ pub const UBUNTU: Archive = Archive {
 /// Where Debian has Ubuntu's key.
 const KEYRINGS: &str = "bookworm-backports";
 
+const IMAGES: &[&str] = &["linux-image-", "linux-binary-"];
+
 /// The kernel image of a release; downloaded when it is not in the cache. Delete its folder to get the
 /// archive's newest.
 pub fn kernel(release: &Release) -> Result<PathBuf> {
     let folder = toolchain::private_folder()?
         .join("kernels")
         .join(release.name);
+    let work = folder.join("apt");
+    // What an interrupted download left is not to be taken for the image.
+    let _ = fs::remove_dir_all(&work);
     if let Some(image) = image_in(&folder) {
         return Ok(image);
     }
@@ -47,11 +52,10 @@ pub fn kernel(release: &Release) -> Result<PathBuf> {
         "downloading a {} kernel from {}",
         release.name, release.suite
     ));
-    let work = folder.join("apt");
     let fetched = Apt::new(&work, &release.archive, release.suite)?.kernel(release.package)?;
     // Only the image stays; it boots without modules.
-    let image = image_in(&fetched.join("boot"))
-        .with_context(|| format!("the package has no /boot/vmlinuz-*: {}", fetched.display()))?;
+    let image = image_in(&fetched)
+        .with_context(|| format!("the package has no vmlinuz: {}", fetched.display()))?;
     let name = image.file_name().context("an image has a name")?;
     let place = folder.join(name);
     fs::rename(&image, &place)?;
@@ -59,11 +63,17 @@ pub fn kernel(release: &Release) -> Result<PathBuf> {
     Ok(place)
 }
 
+/// `/boot/vmlinuz-VERSION`, or in recent Debian `/usr/lib/modules/VERSION/vmlinuz`.
 fn image_in(folder: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(folder).ok()?.flatten();
-    let mut images =
-        entries.filter(|entry| entry.file_name().to_string_lossy().starts_with("vmlinuz-"));
-    images.next().map(|entry| entry.path())
+    let mut paths = entries.map(|entry| entry.path());
+    paths.find_map(|path| {
+        if path.is_dir() {
+            return image_in(&path);
+        }
+        let name = path.file_name()?.to_string_lossy();
+        name.starts_with("vmlinuz").then(|| path.clone())
+    })
 }
 
 /// apt with lists, state and cache in one folder, and one suite of one archive as its only source.
@@ -90,16 +100,24 @@ impl Apt {
         Ok(apt)
     }
 
-    /// Downloads and unpacks the package that a metapackage such as `linux-image-amd64` stands for.
+    /// Downloads and unpacks the package with the image, which a metapackage such as `linux-image-amd64` leads
+    /// to: in one step, or in recent Debian in two.
     fn kernel(&self, metapackage: &str) -> Result<PathBuf> {
-        let depends = toolchain::output(self.command("apt-cache").args(["depends", metapackage]))
-            .with_context(|| format!("the archive has no {metapackage}"))?;
-        let package = depends
+        let mut package = metapackage.to_string();
+        while let Some(next) = self.image_dependency(&package)? {
+            package = next;
+        }
+        self.unpack(&package)
+    }
+
+    fn image_dependency(&self, package: &str) -> Result<Option<String>> {
+        let depends = toolchain::output(self.command("apt-cache").args(["depends", package]))
+            .with_context(|| format!("the archive has no {package}"))?;
+        let mut names = depends
             .lines()
-            .filter_map(|line| line.trim().strip_prefix("Depends: "))
-            .find(|package| package.starts_with("linux-image-"))
-            .with_context(|| format!("{metapackage} stands for no linux-image-*"))?;
-        self.unpack(package)
+            .filter_map(|line| line.trim().strip_prefix("Depends: "));
+        let image = names.find(|name| IMAGES.iter().any(|start| name.starts_with(start)));
+        Ok(image.map(str::to_string))
     }
 
     fn unpack(&self, package: &str) -> Result<PathBuf> {
