@@ -2,8 +2,8 @@
 //!
 //! Each kernel is a distribution's own, booted in QEMU with an initramfs that holds `sluice`. There the guard
 //! is loaded (every program through that kernel's verifier), loaded again in place, verified and unloaded; and
-//! a process in the agents' cgroup and one outside try what only the LSM tier can stop. Below the oldest kernel
-//! that Sluice supports, loading has to be refused.
+//! agents and a process outside of their cgroup try what each tier is to stop (`attempts.c`). Below the oldest
+//! kernel that Sluice supports, loading has to be refused.
 //!
 //! Not part of `ci`: it downloads kernels, and the gate does not depend on an archive.
 
@@ -55,9 +55,11 @@ const RELEASES: &[Release] = &[
 const WITH_BPF: &str = "lockdown,bpf";
 const WITHOUT_BPF: &str = "lockdown";
 
-/// What must be denied in the agents' cgroup, and nowhere else, where the LSM tier has the hook.
+/// What must be denied in the agents' cgroup, and nowhere else. No gateway runs, so not even TCP leads anywhere.
+const DENIED: &[&str] = &["connect", "sendto", "raw", "sctp", "mptcp"];
+/// The same, where the LSM tier has the hook.
 #[rustfmt::skip]
-const DENIED: &[(&str, &[&str])] = &[
+const DENIED_BY_LSM: &[(&str, &[&str])] = &[
     ("socket_create",       &["netlink-generic", "netlink-audit", "packet", "inet-packet", "vsock", "alg", "xdp"]),
     ("userns_create",       &["userns"]),
     ("ptrace_access_check", &["memory-stranger", "ptrace-stranger"]),
@@ -86,6 +88,10 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let initramfs = machine::initramfs()?;
     let logs = build_ebpf::target_folder().join("kernels");
     fs::create_dir_all(&logs)?;
+    println!(
+        "{:<28} {:<13} {:<20} {:<8}  result",
+        "kernel", "lsm=", "guard", "LSM tier"
+    );
     let mut wrong = 0;
     for release in chosen {
         let kernel = archive::kernel(release)?;
@@ -93,7 +99,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
             let log = logs.join(format!("{}-{lsm}.log", release.name));
             let steps = machine::boot(&kernel, &initramfs, lsm, &log)?;
             let problems = examine(release.expected, lsm, &steps);
-            println!("{}", row(lsm, &steps, &problems));
+            print(lsm, &steps, &problems);
             if !problems.is_empty() {
                 println!("    {}", log.display());
             }
@@ -142,20 +148,21 @@ fn examine(expected: Expected, lsm: &str, steps: &[Step]) -> Vec<String> {
     }
     let tier = tier(steps);
     let both = expected == Expected::BothTiers && lsm == WITH_BPF;
-    for (hook, _) in DENIED {
+    let mut denied = DENIED.to_vec();
+    for (hook, attempts) in DENIED_BY_LSM {
         must(
             tier.contains(hook) == both,
             format!("the LSM tier at {hook} is not as expected"),
         );
+        denied.extend(attempts.iter().filter(|_| both));
     }
-    for (hook, attempts) in DENIED {
-        for attempt in attempts.iter().filter(|_| tier.contains(hook)) {
-            for agent in ["agent", "nobody"] {
-                let result = result(steps, agent, attempt);
-                must(is_denied(result), format!("{agent}: {attempt} {result}"));
-            }
-            let result = result(steps, "outside", attempt);
-            must(!is_denied(result), format!("outside: {attempt} {result}"));
+    for attempt in denied {
+        for (place, expected) in [("outside", false), ("agent", true), ("nobody", true)] {
+            let result = result(steps, place, attempt);
+            must(
+                is_denied(result) == expected,
+                format!("{place}: {attempt} {result}"),
+            );
         }
     }
     for attempt in ALLOWED {
@@ -167,19 +174,29 @@ fn examine(expected: Expected, lsm: &str, steps: &[Step]) -> Vec<String> {
     problems
 }
 
-fn row(lsm: &str, steps: &[Step], problems: &[String]) -> String {
+fn print(lsm: &str, steps: &[Step], problems: &[String]) {
     let load = step(steps, "load");
-    let guard = match load.code {
-        0 => first_line(load).split(',').next().unwrap_or_default(),
-        _ => first_line(load),
-    };
-    let result = match problems {
-        [] => "as it should be".into(),
-        problems => format!("WRONG: {}", problems.join("; ")),
+    let (guard, tier) = match load.code {
+        0 => {
+            let programs = load.output.split(' ').nth(2).unwrap_or_default();
+            let hooks = tier(steps).len();
+            (
+                format!("loads {programs} programs"),
+                format!("{hooks} hooks"),
+            )
+        }
+        _ => ("refuses".into(), "-".into()),
     };
     let release = first_line(step(steps, "release"));
-    let tier = tier(steps).join(" ");
-    format!("{release}  lsm={lsm}\n    {guard}\n    LSM tier: {tier}\n    {result}")
+    let result = match problems {
+        [] if load.code == 0 => "as it should be",
+        [] => first_line(load),
+        _ => "WRONG",
+    };
+    println!("{release:<28} {lsm:<13} {guard:<20} {tier:<8}  {result}");
+    for problem in problems {
+        println!("    {problem}");
+    }
 }
 
 /// The security hooks that `guard load` says it is on.
@@ -199,9 +216,9 @@ fn result<'a>(steps: &'a [Step], place: &str, attempt: &str) -> &'a str {
     results.next().unwrap_or("was not tried")
 }
 
-/// Opening /proc/PID/mem reports every refusal as EACCES.
+/// Opening /proc/PID/mem reports every refusal as EACCES; a connect is refused as if nobody listened.
 fn is_denied(result: &str) -> bool {
-    matches!(result, "EPERM" | "EACCES")
+    matches!(result, "EPERM" | "EACCES" | "ECONNREFUSED")
 }
 
 fn step<'a>(steps: &'a [Step], name: &str) -> &'a Step {

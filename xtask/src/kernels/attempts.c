@@ -1,12 +1,14 @@
 // attempts CGROUP UID: what a process in that cgroup may do, one line each: the attempt, then "ok" or an errno.
 //
-// It tries what no cgroup hook sees and only the LSM tier stops. Linked statically: the machine it runs in has
-// nothing else.
+// The first are for the cgroup hooks, on any kernel; the others only the LSM tier stops. Linked statically: the
+// machine it runs in has nothing else.
 #define _GNU_SOURCE
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/bpf.h>
 #include <linux/netlink.h>
+#include <netinet/in.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
@@ -45,6 +47,15 @@ static int reach(const char *text, int type) {
     socklen_t length;
     struct sockaddr_un address = name(text, &length);
     return connect(socket(AF_UNIX, type, 0), (void *)&address, length);
+}
+
+// 192.0.2.0/24 is for documentation: nobody answers, and this machine has no route there.
+static int inet(int type, int protocol, int port) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
+    inet_pton(AF_INET, "192.0.2.1", &address.sin_addr);
+    int from = socket(AF_INET, type, protocol);
+    return type == SOCK_STREAM ? connect(from, (void *)&address, sizeof address)
+                               : sendto(from, "x", 1, 0, (void *)&address, sizeof address);
 }
 
 static int bpf_map(void) {
@@ -86,6 +97,12 @@ int main(int count, char **arguments) {
         return perror(procs), 1;
     close(file);
     usleep(200000); // the stranger has become the user by now
+
+    report("connect", inet(SOCK_STREAM, 0, 5432));
+    report("sendto", inet(SOCK_DGRAM, 0, 443));
+    report("raw", socket(AF_INET, SOCK_RAW, IPPROTO_ICMP));
+    report("sctp", socket(AF_INET, SOCK_STREAM, IPPROTO_SCTP));
+    report("mptcp", socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
 
     report("unix", socket(AF_UNIX, SOCK_STREAM, 0));
     report("inet", socket(AF_INET, SOCK_STREAM, 0));
