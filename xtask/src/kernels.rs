@@ -56,7 +56,7 @@ const WITH_BPF: &str = "lockdown,bpf";
 const WITHOUT_BPF: &str = "lockdown";
 
 /// What must be denied in the agents' cgroup, and nowhere else. No gateway runs, so not even TCP leads anywhere.
-const DENIED: &[&str] = &["connect", "sendto", "raw", "sctp", "mptcp"];
+const DENIED: &[&str] = &["connect", "sendto", "raw", "mptcp"];
 /// The same, where the LSM tier has the hook.
 #[rustfmt::skip]
 const DENIED_BY_LSM: &[(&str, &[&str])] = &[

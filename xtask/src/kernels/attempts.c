@@ -101,7 +101,6 @@ int main(int count, char **arguments) {
     report("connect", inet(SOCK_STREAM, 0, 5432));
     report("sendto", inet(SOCK_DGRAM, 0, 443));
     report("raw", socket(AF_INET, SOCK_RAW, IPPROTO_ICMP));
-    report("sctp", socket(AF_INET, SOCK_STREAM, IPPROTO_SCTP));
     report("mptcp", socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP));
 
     report("unix", socket(AF_UNIX, SOCK_STREAM, 0));
