@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod broker;
 mod cancel;
 mod denials;
 mod evidence;
@@ -15,6 +16,7 @@ mod intercept;
 mod interception;
 mod masks;
 mod masks_and_schema;
+mod privileges;
 mod secrets;
 mod tokens;
 mod unmodified_clients;

@@ -1,6 +1,7 @@
 //! What happens to a socket call of an agent. Deny is what is left when nothing else fits.
 
-use crate::Address;
+use crate::flow::{Listener, kind};
+use crate::{Address, DeviceKey};
 
 pub const SOCK_STREAM: u32 = 1;
 pub const SOCK_DGRAM: u32 = 2;
@@ -9,6 +10,9 @@ pub const IPPROTO_UDP: u32 = 17;
 
 const LOOPBACK_IFINDEX: u32 = 1;
 const DNS_PORT: u16 = 53;
+const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
+const TCP_SYN: u8 = 0x02;
+const TCP_ACK: u8 = 0x10;
 
 /// `errno` values of a denial (asm-generic/errno.h).
 pub const EPERM: i32 = 1;
@@ -124,75 +128,116 @@ impl Denial {
     }
 }
 
-/// A connect(2) as the hook sees it.
-#[derive(Clone, Copy, Debug)]
-pub struct Connect {
-    pub protocol: u32,
-    pub destination: Address,
-    /// Host byte order.
-    pub port: u16,
-    /// Interface index the socket is bound to, 0 for none.
-    pub bound_device: u32,
-    pub gateway_port: u16,
-}
-
-/// What happens to a connect(2).
+/// What a socket call is about, by its protocol and destination port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// TCP: note `original`, then go to the gateway at `gateway`.
-    Redirect {
-        original: Address,
-        gateway: Address,
-    },
-    /// A resolver, left as it is.
+pub enum Call {
+    Tcp,
+    /// A query to a resolver.
     Dns,
-    Deny(Denial),
 }
 
+/// UDP only ever asks resolvers.
 #[inline(always)]
-pub const fn connect(call: Connect) -> Verdict {
-    match call.protocol {
-        IPPROTO_TCP => connect_tcp(call),
-        IPPROTO_UDP => match datagram(call.port) {
-            Ok(()) => Verdict::Dns,
-            Err(denial) => Verdict::Deny(denial),
-        },
-        _ => Verdict::Deny(Denial::SocketKind),
-    }
-}
-
-#[inline(always)]
-const fn connect_tcp(call: Connect) -> Verdict {
-    let original = call.destination.effective();
-    if call.gateway_port == 0 {
-        return Verdict::Deny(Denial::Unconfigured);
-    }
-    if call.bound_device != 0 && call.bound_device != LOOPBACK_IFINDEX {
-        return Verdict::Deny(Denial::BoundDevice);
-    }
-    if original.is_loopback() && call.port == call.gateway_port {
-        return Verdict::Deny(Denial::GatewayItself);
-    }
-    if original.is_many() {
-        return Verdict::Deny(Denial::ManyReceivers);
-    }
-    if original.is_link_local() {
-        return Verdict::Deny(Denial::LinkLocal);
-    }
-    Verdict::Redirect {
-        original,
-        gateway: original.gateway(),
+pub const fn call(protocol: u32, port: u16) -> Result<Call, Denial> {
+    match protocol {
+        IPPROTO_TCP => Ok(Call::Tcp),
+        IPPROTO_UDP if port == DNS_PORT => Ok(Call::Dns),
+        IPPROTO_UDP => Err(Denial::Datagram),
+        _ => Err(Denial::SocketKind),
     }
 }
 
-/// A datagram's destination port (host byte order): only resolvers may be asked.
-#[inline(always)]
-pub const fn datagram(port: u16) -> Result<(), Denial> {
-    if port == DNS_PORT {
+/// The gateway as the kernel side knows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Gateway {
+    /// 0: not configured.
+    pub port: u16,
+    /// When it last beat, 0 for never, and what time it is (`CLOCK_MONOTONIC`, nanoseconds).
+    pub heartbeat: u64,
+    pub now: u64,
+    pub heartbeat_max: u64,
+}
+
+impl Gateway {
+    #[inline(always)]
+    pub const fn alive(&self) -> Result<(), Denial> {
+        if self.port == 0 {
+            return Err(Denial::Unconfigured);
+        }
+        if self.heartbeat == 0 || self.now.saturating_sub(self.heartbeat) > self.heartbeat_max {
+            return Err(Denial::Heartbeat);
+        }
         Ok(())
-    } else {
-        Err(Denial::Datagram)
     }
+}
+
+/// Whether the gateway listens in the caller's network namespace for the destination's family.
+#[inline(always)]
+pub const fn listens(listener: Option<Listener>, destination: Address) -> Result<(), Denial> {
+    match listener {
+        None => Err(Denial::Netns),
+        Some(listener) => match destination.as_v4() {
+            Some(_) if listener.v4 == 0 => Err(Denial::Netns),
+            None if listener.v6 == 0 => Err(Denial::NoIpv6),
+            _ => Ok(()),
+        },
+    }
+}
+
+/// A socket bound to another device than loopback would send the rewritten packets out through it.
+#[inline(always)]
+pub const fn bound_device(interface: u32) -> Result<(), Denial> {
+    match interface {
+        0 | LOOPBACK_IFINDEX => Ok(()),
+        _ => Err(Denial::BoundDevice),
+    }
+}
+
+/// Which destinations of TCP are worth a look at the tables.
+#[inline(always)]
+pub const fn destination(to: Address, port: u16, gateway_port: u16) -> Result<(), Denial> {
+    let to = to.effective();
+    if to.is_loopback() && port == gateway_port {
+        return Err(Denial::GatewayItself);
+    }
+    // Any resolver's address means the gateway's resolver.
+    if port == DNS_PORT {
+        return Ok(());
+    }
+    if to.is_many() {
+        return Err(Denial::ManyReceivers);
+    }
+    if to.is_link_local() {
+        return Err(Denial::LinkLocal);
+    }
+    Ok(())
+}
+
+/// What happens to a TCP connect(2) that nothing speaks against so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To a listener of the same agent, as it is.
+    Local,
+    /// To the gateway.
+    Gateway,
+}
+
+#[inline(always)]
+pub const fn route(port: u16, is_own_listener: bool, is_target: bool) -> Result<Route, Denial> {
+    if is_own_listener {
+        Ok(Route::Local)
+    } else if port == DNS_PORT || is_target {
+        Ok(Route::Gateway)
+    } else {
+        Err(Denial::NoTarget)
+    }
+}
+
+/// Whether two processes belong to one agent. The agents' cgroup itself is no agent: what runs there
+/// directly has nobody of its own.
+#[inline(always)]
+pub const fn same_agent(one: u64, other: u64, agents_id: u64) -> bool {
+    one == other && one != 0 && one != agents_id
 }
 
 /// Which inet sockets may exist at all. Protocol 0 never reaches the hook: the kernel has resolved it.
@@ -204,157 +249,118 @@ pub const fn socket(kind: u32, protocol: u32) -> Result<(), Denial> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-
-    const PORT: u16 = 15001;
-
-    fn address(text: &str) -> Address {
-        match text.parse::<IpAddr>().expect(text) {
-            IpAddr::V4(v4) => Address::v4(u32::from(v4).to_be()),
-            IpAddr::V6(v6) => {
-                let octets = v6.octets();
-                let word = |at: usize| {
-                    u32::from_ne_bytes(octets[at..at + 4].try_into().expect("four bytes"))
-                };
-                Address([word(0), word(4), word(8), word(12)])
-            }
-        }
-    }
-
-    fn verdict(
-        protocol: u32,
-        to: &str,
-        port: u16,
-        bound_device: u32,
-        gateway_port: u16,
-    ) -> Verdict {
-        connect(Connect {
-            protocol,
-            destination: address(to),
-            port,
-            bound_device,
-            gateway_port,
-        })
-    }
-
-    #[test]
-    fn tcp_goes_to_the_gateway_of_its_family() {
-        let v4 = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let v6 = IpAddr::V6(Ipv6Addr::LOCALHOST);
-        let rows = [
-            ("v4", "192.0.2.7", "192.0.2.7", v4),
-            ("v4-mapped", "::ffff:192.0.2.7", "192.0.2.7", v4),
-            ("v6", "2001:db8::7", "2001:db8::7", v6),
-            ("loopback v4", "127.0.0.1", "127.0.0.1", v4),
-            ("loopback v6", "::1", "::1", v6),
-            ("any v4 is loopback", "0.0.0.0", "127.0.0.1", v4),
-            ("any v6 is loopback", "::", "::1", v6),
-        ];
-        for (name, to, expected_original, expected_gateway) in rows {
-            match verdict(IPPROTO_TCP, to, 5432, 0, PORT) {
-                Verdict::Redirect { original, gateway } => {
-                    assert_eq!(
-                        original.to_ip(),
-                        expected_original.parse::<IpAddr>().expect(name),
-                        "{name}"
-                    );
-                    assert_eq!(gateway.to_ip(), expected_gateway, "{name}");
-                }
-                other => panic!("{name}: {other:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_denied_and_why() {
-        use Denial::*;
-        #[rustfmt::skip]
-        let rows = [
-            // name                        protocol     to                 port   device gateway denial
-            ("bound to another device",    IPPROTO_TCP, "192.0.2.7",       5432,  4,     PORT,   BoundDevice),
-            ("the gateway, v4",            IPPROTO_TCP, "127.0.0.1",       PORT,  0,     PORT,   GatewayItself),
-            ("the gateway, other 127/8",   IPPROTO_TCP, "127.9.9.9",       PORT,  0,     PORT,   GatewayItself),
-            ("the gateway, v6",            IPPROTO_TCP, "::1",             PORT,  0,     PORT,   GatewayItself),
-            ("the gateway, mapped",        IPPROTO_TCP, "::ffff:127.0.0.1",PORT,  0,     PORT,   GatewayItself),
-            ("the gateway, any",           IPPROTO_TCP, "0.0.0.0",         PORT,  0,     PORT,   GatewayItself),
-            ("the gateway, any v6",        IPPROTO_TCP, "::",              PORT,  0,     PORT,   GatewayItself),
-            ("multicast",                  IPPROTO_TCP, "224.0.0.1",       5432,  0,     PORT,   ManyReceivers),
-            ("broadcast",                  IPPROTO_TCP, "255.255.255.255", 5432,  0,     PORT,   ManyReceivers),
-            ("multicast v6",               IPPROTO_TCP, "ff02::1",         5432,  0,     PORT,   ManyReceivers),
-            ("metadata service",           IPPROTO_TCP, "169.254.169.254", 80,    0,     PORT,   LinkLocal),
-            ("metadata service, mapped",   IPPROTO_TCP, "::ffff:169.254.169.254", 80, 0, PORT,   LinkLocal),
-            ("link-local v6",              IPPROTO_TCP, "fe80::1",         5432,  0,     PORT,   LinkLocal),
-            ("before the port is set",     IPPROTO_TCP, "192.0.2.7",       5432,  0,     0,      Unconfigured),
-            ("QUIC",                       IPPROTO_UDP, "192.0.2.7",       443,   0,     PORT,   Datagram),
-            ("SCTP",                       132,         "192.0.2.7",       5432,  0,     PORT,   SocketKind),
-            ("MPTCP",                      262,         "192.0.2.7",       5432,  0,     PORT,   SocketKind),
-            ("ICMP",                       1,           "192.0.2.7",       0,     0,     PORT,   SocketKind),
-        ];
-        for (name, protocol, to, port, device, gateway, denial) in rows {
-            assert_eq!(
-                verdict(protocol, to, port, device, gateway),
-                Verdict::Deny(denial),
-                "{name}"
-            );
-        }
-    }
-
-    #[test]
-    fn what_else_passes() {
-        assert_eq!(
-            verdict(IPPROTO_UDP, "192.0.2.53", 53, 0, PORT),
-            Verdict::Dns
-        );
-        assert!(
-            matches!(
-                verdict(IPPROTO_TCP, "192.0.2.7", 5432, 1, PORT),
-                Verdict::Redirect { .. }
-            ),
-            "bound to lo"
-        );
-        assert!(
-            matches!(
-                verdict(IPPROTO_TCP, "192.0.2.7", PORT, 0, PORT),
-                Verdict::Redirect { .. }
-            ),
-            "the gateway's port elsewhere"
-        );
-    }
-
-    #[test]
-    fn only_plain_tcp_and_udp_sockets_exist() {
-        const SOCK_RAW: u32 = 3;
-        let rows = [
-            ("tcp", SOCK_STREAM, IPPROTO_TCP, true),
-            ("udp", SOCK_DGRAM, IPPROTO_UDP, true),
-            ("ping", SOCK_DGRAM, 1, false),
-            ("ping v6", SOCK_DGRAM, 58, false),
-            ("raw icmp", SOCK_RAW, 1, false),
-            ("raw tcp", SOCK_RAW, IPPROTO_TCP, false),
-            ("mptcp", SOCK_STREAM, 262, false),
-            ("sctp", SOCK_STREAM, 132, false),
-            ("udp-lite", SOCK_DGRAM, 136, false),
-            ("datagram tcp", SOCK_DGRAM, IPPROTO_TCP, false),
-        ];
-        for (name, kind, protocol, allowed) in rows {
-            assert_eq!(socket(kind, protocol).is_ok(), allowed, "{name}");
-        }
-    }
-
-    #[test]
-    fn every_denial_has_its_own_counter_and_name() {
-        for (index, denial) in Denial::ALL.iter().enumerate() {
-            assert_eq!(*denial as usize, index, "{denial:?}");
-            assert!(
-                Denial::ALL
-                    .iter()
-                    .filter(|other| other.name() == denial.name())
-                    .count()
-                    == 1
-            );
-        }
+/// Which ports an agent may take: not the gateway's, none that clients trust for needing privileges, and
+/// none for UDP, which only asks.
+#[inline(always)]
+pub const fn bind(protocol: u32, port: u16, gateway_port: u16) -> Result<(), Denial> {
+    match (protocol, port) {
+        (_, 0) => Ok(()),
+        (IPPROTO_TCP, port) if port >= FIRST_UNPRIVILEGED_PORT && port != gateway_port => Ok(()),
+        _ => Err(Denial::Bind),
     }
 }
+
+/// Whether a socket from outside is used inside. Runs for every process of the host: `ancestor` is the
+/// caller's ancestor at the level of the agents' cgroup, and only those below the agents' cgroup can be
+/// denied anything. Their own sockets have an owner and are judged by their own hooks.
+#[inline(always)]
+pub const fn inherited(ancestor: u64, agents_id: u64, has_owner: bool) -> Result<(), Denial> {
+    if agents_id != 0 && ancestor == agents_id && !has_owner {
+        Err(Denial::Inherited)
+    } else {
+        Ok(())
+    }
+}
+
+/// The devices that every program needs and that reach nothing: null, zero, full, random, urandom, tty,
+/// ptmx and the pseudo terminals.
+#[inline(always)]
+pub const fn standard_device(device: DeviceKey) -> bool {
+    if device.kind != DeviceKey::CHARACTER {
+        return false;
+    }
+    match (device.major, device.minor) {
+        (1, 3 | 5 | 7 | 8 | 9) | (5, 0 | 2) => true,
+        (major, _) => major >= 136 && major <= 143,
+    }
+}
+
+/// A packet on its way out, as its headers and its socket have it.
+#[derive(Clone, Copy, Debug)]
+pub struct Packet {
+    pub interface: u32,
+    pub protocol: u32,
+    pub destination: Address,
+    pub destination_port: u16,
+    /// The TCP flags' byte; 0 for UDP.
+    pub flags: u8,
+    /// [`kind`] of the socket's flow, [`kind::NONE`] without one.
+    pub kind: u8,
+}
+
+/// What goes out: to the gateway, to its resolver, or within the agent; always over loopback.
+///
+/// Packets of listening sockets are not judged here, but by the connection they answer ([`answers`]).
+#[inline(always)]
+pub const fn egress(packet: Packet, gateway_port: u16) -> Result<(), Denial> {
+    if packet.interface != LOOPBACK_IFINDEX {
+        return Err(Denial::Egress);
+    }
+    let to_gateway = packet.destination.is_loopback() && packet.destination_port == gateway_port;
+    match (packet.kind, packet.protocol) {
+        (kind::REDIRECTED, IPPROTO_TCP) | (kind::DNS, IPPROTO_UDP) if to_gateway => Ok(()),
+        (kind::LOCAL_OPEN, IPPROTO_TCP) => Ok(()),
+        // Until the own listener has answered, nothing but the question leaves: in between, another's may
+        // have taken the port.
+        (kind::LOCAL, IPPROTO_TCP) if packet.flags & (TCP_SYN | TCP_ACK) == TCP_SYN => Ok(()),
+        _ => Err(Denial::Egress),
+    }
+}
+
+/// Whether a listener may answer the connection noted as `kind` by a process of subtree `from`.
+#[inline(always)]
+pub const fn answers(
+    interface: u32,
+    kind: u8,
+    from: u64,
+    listener: u64,
+    agents_id: u64,
+) -> Result<(), Denial> {
+    let local = matches!(kind, kind::LOCAL | kind::LOCAL_OPEN);
+    if interface == LOOPBACK_IFINDEX && local && same_agent(from, listener, agents_id) {
+        Ok(())
+    } else {
+        Err(Denial::Egress)
+    }
+}
+
+/// Packets come in over loopback only.
+#[inline(always)]
+pub const fn ingress(interface: u32) -> Result<(), Denial> {
+    match interface {
+        LOOPBACK_IFINDEX => Ok(()),
+        _ => Err(Denial::Ingress),
+    }
+}
+
+/// Whose sockets a connection to the gateway's port is for, if it is one; the index in `SOCKETS`.
+#[inline(always)]
+pub const fn gateway_socket(
+    protocol: u32,
+    to: Address,
+    port: u16,
+    gateway_port: u16,
+) -> Option<u32> {
+    let is_v6 = matches!(to, Address::LOOPBACK_V6);
+    if gateway_port == 0 || port != gateway_port || !(is_v6 || matches!(to, Address::LOOPBACK_V4)) {
+        return None;
+    }
+    match protocol {
+        IPPROTO_TCP => Some(is_v6 as u32),
+        IPPROTO_UDP => Some(2 + is_v6 as u32),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests;

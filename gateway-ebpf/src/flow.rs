@@ -9,12 +9,16 @@ pub const COMM_LEN: usize = 16;
 
 /// What was noted of a socket call.
 pub mod kind {
+    /// Nothing.
+    pub const NONE: u8 = 0;
     /// TCP, sent to the gateway.
     pub const REDIRECTED: u8 = 1;
     /// TCP to a listener of the same agent subtree, left alone.
     pub const LOCAL: u8 = 2;
     /// UDP to port 53, sent to the gateway's resolver.
     pub const DNS: u8 = 3;
+    /// As [`LOCAL`], and the listener has answered; also of the socket it accepted.
+    pub const LOCAL_OPEN: u8 = 4;
 }
 
 /// Where a socket call wanted to go, and who asked. Taken in the calling process' context.
@@ -79,6 +83,7 @@ pub struct DatagramKey {
 pub struct Owner {
     pub cgroup_id: u64,
     pub subtree: u64,
+    pub netns_cookie: u64,
 }
 
 /// What the guard tells the kernel programs.
@@ -196,7 +201,7 @@ pub struct KernelEvent {
 const _: () = assert!(size_of::<Flow>() == 96 && align_of::<Flow>() == 8);
 const _: () = assert!(size_of::<ConnKey>() == 48 && align_of::<ConnKey>() == 8);
 const _: () = assert!(size_of::<DatagramKey>() == 32);
-const _: () = assert!(size_of::<Owner>() == 16);
+const _: () = assert!(size_of::<Owner>() == 24);
 const _: () = assert!(size_of::<Settings>() == 48);
 const _: () = assert!(size_of::<Listener>() == 8);
 const _: () = assert!(size_of::<TargetKey>() == 20);

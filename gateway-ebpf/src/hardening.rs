@@ -1,6 +1,6 @@
 //! What the LSM tier decides: the ways around the other hooks that an agent has no business with.
 
-use crate::decide::Denial;
+use crate::decide::{Denial, same_agent};
 
 pub const AF_UNIX: i32 = 1;
 pub const AF_INET: i32 = 2;
@@ -32,6 +32,16 @@ pub const fn trace(mode: u32) -> Result<(), Denial> {
         Ok(())
     } else {
         Err(Denial::Privilege)
+    }
+}
+
+/// Whether a process of the subtree `from` may reach the Unix socket that one of `to` made.
+#[inline(always)]
+pub const fn unix(from: u64, to: u64, agents: u64) -> Result<(), Denial> {
+    if same_agent(from, to, agents) {
+        Ok(())
+    } else {
+        Err(Denial::UnixSocket)
     }
 }
 
@@ -71,6 +81,20 @@ mod tests {
             (PTRACE_MODE_ATTACH | REALCREDS, false),
         ] {
             assert_eq!(trace(mode).is_ok(), allowed, "mode {mode}");
+        }
+    }
+
+    #[test]
+    fn unix_sockets_are_for_the_same_agent() {
+        const AGENTS: u64 = 10;
+        for (name, from, to, allowed) in [
+            ("the same agent", 11, 11, true),
+            ("another agent", 11, 12, false),
+            ("a service of the host", 11, 0, false),
+            ("in the agents' cgroup itself", AGENTS, AGENTS, false),
+            ("from outside, to outside", 0, 0, false),
+        ] {
+            assert_eq!(unix(from, to, AGENTS).is_ok(), allowed, "{name}");
         }
     }
 }

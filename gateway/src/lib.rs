@@ -9,12 +9,14 @@
 
 pub mod app;
 pub mod audit;
+pub mod broker;
 pub mod cli;
 pub mod config;
 pub mod credentials;
 pub mod identity;
 pub mod intercept;
 pub mod policy;
+pub mod privileges;
 pub mod protocol;
 pub mod recording;
 pub mod session;

@@ -7,7 +7,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -23,13 +23,20 @@ use super::events::{Event, Events};
 use super::issuer::{AUDIENCE, ISSUER, Issuer};
 use super::port::Port;
 use super::postgres::{self, Postgres};
-use super::program::{Ended, drain, eventually, run};
+use super::program::{Ended, drain, eventually, run, sluice_binary};
 use super::scratch;
 use super::secrets::Secrets;
 
 /// The agent that every test has.
 pub const AGENT: &str = "report-bot";
 pub const SUBJECT: &str = "report-bot@corp";
+
+/// The user that the gateway is, by number: it needs no entry in the user database. Agents are nobody.
+pub const USER: u32 = 64023;
+
+/// What the broker needs of root, as in its unit in docs/operating.md.
+const BROKER_CAPABILITIES: &str =
+    "-all,+bpf,+chown,+dac_override,+net_admin,+perfmon,+sys_admin,+sys_ptrace";
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -51,12 +58,14 @@ pub struct Setup {
 /// An installation whose gateway runs (until the test kills it).
 pub struct Gateway {
     root: tempfile::TempDir,
-    groups: [PathBuf; 2],
+    /// Of all control groups; the guard is attached here, as on a host it would be to the root.
+    parent: PathBuf,
     pins: PathBuf,
     port: Port,
     database: u16,
     pub issuer: Issuer,
     secrets: Secrets,
+    broker: Option<Running>,
     running: Option<Running>,
     stderr: String,
     mounted: Option<PathBuf>,
@@ -148,16 +157,26 @@ impl Setup {
         self
     }
 
-    /// Installs it, loads the guard and starts the gateway.
+    /// Installs it, loads the guard and starts broker and gateway.
     #[track_caller]
     pub fn start(self) -> Gateway {
-        let mut gateway = self.install();
-        gateway.sluice(["guard", "load"]).succeeds();
+        let mut gateway = self.start_broker();
         gateway.start();
         gateway
     }
 
-    fn install(self) -> Gateway {
+    /// The same without the gateway: the test is the gateway.
+    #[track_caller]
+    pub fn start_broker(self) -> Gateway {
+        let mut gateway = self.install();
+        gateway.sluice(["guard", "load"]).succeeds();
+        gateway.start_broker();
+        gateway
+    }
+
+    /// The files, and nothing that runs.
+    #[track_caller]
+    pub fn install(self) -> Gateway {
         super::require_root();
         let name = scratch::name();
         let root = scratch::folder("root");
@@ -165,15 +184,13 @@ impl Setup {
         open_to_all(root.path());
         let mount = cgroup::mount();
         let mut gateway = Gateway {
-            groups: [
-                mount.join(format!("{name}-agents.slice")),
-                mount.join(format!("{name}.slice")),
-            ],
+            parent: mount.join(format!("{name}.test")),
             pins: PathBuf::from("/sys/fs/bpf").join(&name),
             port: Port::reserve(),
             database: self.database,
             secrets: Secrets::of_the_shop(&self.password),
             issuer: self.issuer,
+            broker: None,
             running: None,
             stderr: String::new(),
             pure_cgroup2: self.pure_cgroup2,
@@ -204,9 +221,11 @@ impl Setup {
 [gateway]
 listen_port = {port}
 max_sessions = {max_sessions}
+user = "{USER}"
 [kernel]
-agents_cgroup = "{name}-agents.slice"
-gateway_cgroup = "{name}.slice"
+agents_cgroup = "{name}.test/agents.slice"
+gateway_cgroup = "{name}.test/sluice.slice"
+guard_cgroup = "{name}.test"
 pins = "{pins}"
 [identity.corp]
 issuer = "{ISSUER}"
@@ -254,12 +273,32 @@ impl Gateway {
         Setup::in_front_of(server).start()
     }
 
-    /// Starts the gateway (again) and waits for its ready line.
+    /// Starts the gateway (again) and waits for its ready line; the broker too, if it does not run.
     #[track_caller]
     pub fn start(&mut self) {
         assert!(self.running.is_none(), "the gateway runs already");
-        let mut child = self
-            .sluice_command(["run"])
+        if self.broker.is_none() {
+            self.start_broker();
+        }
+        let ready = format!("ready on 127.0.0.1:{}", self.port.number);
+        let command = self.sluice_command(["run"]);
+        self.running = Some(self.launch(command, &ready));
+    }
+
+    /// Starts the broker (again) and waits for its ready line.
+    #[track_caller]
+    pub fn start_broker(&mut self) {
+        assert!(self.broker.is_none(), "the broker runs already");
+        let mut confined = Command::new("setpriv");
+        confined.args(["--bounding-set", BROKER_CAPABILITIES]);
+        let broker = self.sluice_command(["broker"]);
+        confined.arg(broker.get_program()).args(broker.get_args());
+        self.broker = Some(self.launch(confined, "broker ready on "));
+    }
+
+    #[track_caller]
+    fn launch(&mut self, mut command: Command, ready: &str) -> Running {
+        let mut child = command
             .env("SLUICE_LOG", "debug")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -270,20 +309,19 @@ impl Gateway {
         let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
         let (sender, lines) = mpsc::channel();
         thread::spawn(move || {
-            // Reads to the end so that the gateway never waits for a full pipe.
+            // Reads to the end so that the program never waits for a full pipe.
             for line in stdout.lines().map_while(Result::ok) {
                 let _ = sender.send(line);
             }
         });
-        self.running = Some(Running { child, stderr });
-        let ready = format!("ready on 127.0.0.1:{}", self.port.number);
+        let running = Running { child, stderr };
         while let Ok(line) = lines.recv_timeout(PATIENCE) {
-            if line.contains(&ready) {
-                return;
+            if line.contains(ready) {
+                return running;
             }
         }
-        let stderr = self.kill();
-        panic!("sluice run did not say {ready:?}:\n{stderr}");
+        let (_, stderr) = running.end(Signal::SIGKILL);
+        panic!("sluice did not say {ready:?}:\n{stderr}");
     }
 
     /// SIGKILL, as the kernel's OOM killer would. Answers what it had logged.
@@ -297,27 +335,25 @@ impl Gateway {
     }
 
     fn end(&mut self, signal: Signal) -> String {
-        let Some(mut running) = self.running.take() else {
+        let running = self.running.take();
+        self.ended("run", running, signal)
+    }
+
+    /// Ends the broker. Answers what it had logged.
+    pub fn end_broker(&mut self, signal: Signal) -> String {
+        let running = self.broker.take();
+        self.ended("broker", running, signal)
+    }
+
+    fn ended(&mut self, what: &str, running: Option<Running>, signal: Signal) -> String {
+        let Some(running) = running else {
             return String::new();
         };
-        let _ = kill(Pid::from_raw(running.child.id().cast_signed()), signal);
-        let ended = (0..500).any(|_| {
-            let ended = matches!(running.child.try_wait(), Ok(Some(_)));
-            if !ended {
-                thread::sleep(Duration::from_millis(10));
-            }
-            ended
-        });
-        if !ended {
-            let _ = running.child.kill();
-            let _ = running.child.wait();
-        }
-        let stderr = running.stderr.join().expect("the reader does not panic");
-        let stderr = String::from_utf8_lossy(&stderr).into_owned();
+        let (ended, stderr) = running.end(signal);
         self.stderr.push_str(&stderr);
         assert!(
             ended || thread::panicking(),
-            "sluice run did not end on {signal}:\n{stderr}"
+            "sluice {what} did not end on {signal}:\n{stderr}"
         );
         stderr
     }
@@ -333,6 +369,21 @@ impl Gateway {
     /// The gateway's process.
     pub fn pid(&self) -> u32 {
         self.running.as_ref().expect("the gateway runs").child.id()
+    }
+
+    /// The broker's process.
+    pub fn broker_pid(&self) -> u32 {
+        self.broker.as_ref().expect("the broker runs").child.id()
+    }
+
+    /// Where the kernel programs are pinned.
+    pub fn pins(&self) -> &Path {
+        &self.pins
+    }
+
+    /// Where the broker answers.
+    pub fn broker_socket(&self) -> PathBuf {
+        self.root.path().join("run/sluice/broker.sock")
     }
 
     /// The port the gateway listens on.
@@ -402,13 +453,14 @@ impl Gateway {
 
     /// The same, to be started by the test itself.
     pub fn sluice_command<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        let program = env!("CARGO_BIN_EXE_sluice");
+        let program = sluice_binary();
         let mut command = if self.pure_cgroup2 {
             let mut command = Command::new("unshare");
             command
                 .args(["--mount", "sh", "-ec"])
                 .arg(r#"mount -t cgroup2 cgroup2 /sys/fs/cgroup; exec "$@""#)
-                .args(["sh", program]);
+                .arg("sh")
+                .arg(program);
             command
         } else {
             Command::new(program)
@@ -448,8 +500,13 @@ impl Gateway {
     }
 
     /// The agents' parent control group.
-    pub fn agents_group(&self) -> &Path {
-        &self.groups[0]
+    pub fn agents_group(&self) -> PathBuf {
+        self.parent.join("agents.slice")
+    }
+
+    /// The gateway's and the broker's control group.
+    pub fn gateway_group(&self) -> PathBuf {
+        self.parent.join("sluice.slice")
     }
 
     /// From now on finding `secret` outside fails the test.
@@ -502,7 +559,7 @@ impl Gateway {
             let bytes = fs::read(&place).unwrap_or_default();
             found.extend(self.secrets.found_in(&place.display().to_string(), &bytes));
         }
-        if let Some(running) = &self.running {
+        for running in self.running.iter().chain(&self.broker) {
             for file in ["environ", "cmdline"] {
                 let place = format!("/proc/{}/{file}", running.child.id());
                 let bytes = fs::read(&place).unwrap_or_default();
@@ -519,17 +576,21 @@ impl Gateway {
         fs::write(path, text).expect("the root is writable");
     }
 
+    /// For the gateway's user only.
     fn write_private(&self, path: &str, text: &str) {
         self.write(path, text);
+        let path = self.root.path().join(path);
         let mode = fs::Permissions::from_mode(0o600);
-        fs::set_permissions(self.root.path().join(path), mode).expect("the file is ours");
+        fs::set_permissions(&path, mode).expect("the file is ours");
+        chown(&path, Some(USER), Some(USER)).expect("root may give files away");
     }
 
     /// What is wrong with the evidence that the test leaves.
     fn complaints(&mut self) -> Vec<String> {
         let mut complaints = self.secrets_found();
-        if self.running.is_some() {
+        if self.running.is_some() || self.broker.is_some() {
             self.stop();
+            self.end_broker(Signal::SIGTERM);
             complaints.extend(self.secrets_found());
         }
         if self.log_file().exists() {
@@ -542,21 +603,43 @@ impl Gateway {
     }
 }
 
+impl Running {
+    /// Sends the signal and waits. Whether it ended by that, and what it had logged.
+    fn end(mut self, signal: Signal) -> (bool, String) {
+        let _ = kill(Pid::from_raw(self.child.id().cast_signed()), signal);
+        let ended = (0..500).any(|_| {
+            let ended = matches!(self.child.try_wait(), Ok(Some(_)));
+            if !ended {
+                thread::sleep(Duration::from_millis(10));
+            }
+            ended
+        });
+        if !ended {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+        let stderr = self.stderr.join().expect("the reader does not panic");
+        (ended, String::from_utf8_lossy(&stderr).into_owned())
+    }
+}
+
 impl Drop for Gateway {
     fn drop(&mut self) {
         let mut complaints = Vec::new();
         if thread::panicking() {
             let stderr = self.kill();
             eprintln!("--- the gateway's log\n{stderr}");
+            let stderr = self.end_broker(Signal::SIGKILL);
+            eprintln!("--- the broker's log\n{stderr}");
             let evidence = self.sluice_command(["tail"]).output();
             let evidence = evidence.map(|output| output.stdout).unwrap_or_default();
             eprintln!("--- the evidence\n{}", String::from_utf8_lossy(&evidence));
         } else {
             complaints = self.complaints();
         }
-        cgroup::remove(&self.groups[0]);
+        cgroup::remove(&self.agents_group());
         let _ = self.sluice_command(["guard", "unload"]).output();
-        cgroup::remove(&self.groups[1]);
+        cgroup::remove(&self.parent);
         let _ = fs::remove_dir_all(&self.pins);
         if let Some(storage) = &self.mounted {
             let _ = Command::new("umount").arg(storage).status();

@@ -1,13 +1,57 @@
 //! Programs run to their end, with a deadline, and what they printed.
 
 use std::fmt;
+use std::fs::{self, File};
 use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::LazyLock;
 use std::thread;
 use std::time::{Duration, Instant};
 
 /// A program that hangs is a failed test, never a hung run. Long enough for pgbench on two busy cores.
 const DEADLINE: Duration = Duration::from_secs(90);
+
+/// The program under test, where any user may run it: a gateway that gave up root starts its successor from
+/// the same path, and the target folder may lie where only root can walk.
+pub fn sluice_binary() -> &'static Path {
+    static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+        let built = Path::new(env!("CARGO_BIN_EXE_sluice"));
+        match built.ancestors().all(is_open_to_all) {
+            true => built.to_path_buf(),
+            false => open_copy_of(built),
+        }
+    });
+    BINARY.as_path()
+}
+
+fn is_open_to_all(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|metadata| metadata.mode() & 0o001 != 0)
+}
+
+/// One copy for each target folder, made anew when cargo has built anew.
+fn open_copy_of(built: &Path) -> PathBuf {
+    let folder = std::env::temp_dir().join("sluice-test-binary");
+    fs::create_dir_all(&folder).expect("the temporary folder is writable");
+    let lock = File::create(folder.join("lock")).expect("the folder is ours");
+    lock.lock().expect("a file can be locked");
+    let copy = folder.join(hex::encode(built.as_os_str().as_encoded_bytes()));
+    let age = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+    let built_at = age(built).expect("cargo has built it");
+    if age(&copy).is_ok_and(|copied| copied == built_at) {
+        return copy;
+    }
+    let unfinished = folder.join("unfinished");
+    fs::copy(built, &unfinished).expect("the temporary folder has room");
+    let file = File::options().write(true).open(&unfinished);
+    let file = file.expect("the copy is ours");
+    file.set_modified(built_at).expect("the copy is ours");
+    file.set_permissions(fs::Permissions::from_mode(0o755))
+        .expect("the copy is ours");
+    fs::rename(&unfinished, &copy).expect("the copy is ours");
+    copy
+}
 
 /// A program that has ended.
 pub struct Ended {

@@ -94,8 +94,9 @@ fn show(screen: &Screen, stage: &Stage, checks: &mut Checks) -> Result<()> {
         stage.root().display()
     ));
     screen.run(installation.sluice(["guard", "load"]))?;
-    let gateway = installation.start_gateway(stage)?;
-    screen.say(&gateway);
+    for line in installation.start(stage)? {
+        screen.say(&line);
+    }
 
     agent_works(screen, &database, &installation, checks)?;
     others_are_untouched(screen, &database, checks)?;

@@ -30,13 +30,16 @@ struct Release {
     expected: Expected,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What the guard can do on a kernel; each includes those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Expected {
     /// Cgroup v1 classes switch interception off silently there, so the guard must not load.
     Refusal,
     Interception,
-    /// And the LSM tier, where `lsm=` has it.
-    BothTiers,
+    /// The LSM tier, where `lsm=` has BPF.
+    Lsm,
+    /// Unix sockets are denied as a whole, those of the same agent too.
+    UnixHooks,
 }
 
 /// The long-term releases that are packaged somewhere, oldest first.
@@ -44,10 +47,10 @@ enum Expected {
 const RELEASES: &[Release] = &[
     Release { name: "5.10", archive: DEBIAN, suite: "bullseye", package: "linux-image-cloud-amd64", expected: Expected::Refusal },
     Release { name: "5.15", archive: UBUNTU, suite: "jammy",    package: "linux-image-generic",     expected: Expected::Interception },
-    Release { name: "6.1",  archive: DEBIAN, suite: "bookworm", package: "linux-image-cloud-amd64", expected: Expected::BothTiers },
-    Release { name: "6.8",  archive: UBUNTU, suite: "noble",    package: "linux-image-generic",     expected: Expected::BothTiers },
-    Release { name: "6.12", archive: DEBIAN, suite: "trixie",   package: "linux-image-cloud-amd64", expected: Expected::BothTiers },
-    Release { name: "testing", archive: DEBIAN, suite: "forky", package: "linux-image-cloud-amd64", expected: Expected::BothTiers },
+    Release { name: "6.1",  archive: DEBIAN, suite: "bookworm", package: "linux-image-cloud-amd64", expected: Expected::Lsm },
+    Release { name: "6.8",  archive: UBUNTU, suite: "noble",    package: "linux-image-generic",     expected: Expected::UnixHooks },
+    Release { name: "6.12", archive: DEBIAN, suite: "trixie",   package: "linux-image-cloud-amd64", expected: Expected::UnixHooks },
+    Release { name: "testing", archive: DEBIAN, suite: "forky", package: "linux-image-cloud-amd64", expected: Expected::UnixHooks },
 ];
 
 /// Few, because Ubuntu's 5.15 panics when all it has are named; without yama, which would hide what the LSM
@@ -68,14 +71,7 @@ const DENIED_BY_LSM: &[(&str, &[&str])] = &[
     ("unix_may_send",       &["unix-stranger-datagram"]),
 ];
 /// What works wherever it is tried.
-const ALLOWED: &[&str] = &[
-    "unix",
-    "inet",
-    "inet6",
-    "netlink-route",
-    "unix-own",
-    "memory-own",
-];
+const ALLOWED: &[&str] = &["unix", "inet", "inet6", "netlink-route", "memory-own"];
 
 pub fn run(arguments: &[String]) -> Result<()> {
     ensure!(
@@ -147,14 +143,17 @@ fn examine(expected: Expected, lsm: &str, steps: &[Step]) -> Vec<String> {
         must(step(steps, name).code == 0, format!("{name} failed"));
     }
     let tier = tier(steps);
-    let both = expected == Expected::BothTiers && lsm == WITH_BPF;
-    let mut denied = DENIED.to_vec();
+    let both = expected >= Expected::Lsm && lsm == WITH_BPF;
+    let (mut allowed, mut denied) = (ALLOWED.to_vec(), DENIED.to_vec());
     for (hook, attempts) in DENIED_BY_LSM {
         must(
             tier.contains(hook) == both,
             format!("the LSM tier at {hook} is not as expected"),
         );
         denied.extend(attempts.iter().filter(|_| both));
+    }
+    if expected >= Expected::UnixHooks {
+        denied.extend(["unix-own", "unix-stranger", "unix-stranger-datagram"]);
     }
     for attempt in denied {
         for (place, expected) in [("outside", false), ("agent", true), ("nobody", true)] {
@@ -165,7 +164,10 @@ fn examine(expected: Expected, lsm: &str, steps: &[Step]) -> Vec<String> {
             );
         }
     }
-    for attempt in ALLOWED {
+    if expected < Expected::UnixHooks {
+        allowed.push("unix-own");
+    }
+    for attempt in allowed {
         for place in ["outside", "agent", "nobody"] {
             let result = result(steps, place, attempt);
             must(result == "ok", format!("{place}: {attempt} {result}"));

@@ -181,11 +181,11 @@ fn debian(cache: &Cache) -> Result<Toolchain> {
     };
     Ok(Toolchain {
         name: "Debian's rustc-web".into(),
-        // The crate's name, not 1: the only unstable feature is aya-ebpf's BPF assembly, and with 1 its build
+        // The crates' names, not 1: the only unstable feature is BPF assembly, and with 1 aya-ebpf's build
         // script would ask for -Z build-std.
         environment: vec![
             ("RUSTC", rustc.into()),
-            ("RUSTC_BOOTSTRAP", "aya_ebpf".into()),
+            ("RUSTC_BOOTSTRAP", "aya_ebpf,sluice_ebpf".into()),
         ],
         clippy_driver,
         linker,

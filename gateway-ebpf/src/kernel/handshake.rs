@@ -7,25 +7,30 @@ use core::ptr::{addr_of, from_ref};
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_ANY, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB,
-    BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE, bpf_sock,
+    BPF_ANY, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB,
+    BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB, BPF_TCP_CLOSE,
+    bpf_sock,
 };
+use aya_ebpf::btf_maps::SkStorage;
 use aya_ebpf::helpers::bpf_map_update_elem;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::macros::sock_ops;
 use aya_ebpf::programs::SockOpsContext;
-use gateway_ebpf::{Address, ConnKey};
+use gateway_ebpf::flow::kind;
+use gateway_ebpf::{Address, ConnKey, Flow};
 
 use super::answer::OBSERVED;
-use super::maps::{self, CONNS};
+use super::maps::{self, CONNS, SK_ACC, SK_ORIG};
 
 const AF_INET: u32 = 2;
 
-/// The client's side.
+/// The agent's side: the client's, and of connections within the agent the listener's too.
 #[sock_ops]
 pub fn agent_sock_ops(ctx: SockOpsContext) -> u32 {
     match ctx.op() {
         BPF_SOCK_OPS_TCP_CONNECT_CB => announce(&ctx),
+        BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB => open(&ctx),
+        BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB => claim(&ctx, &SK_ORIG, kind::LOCAL_OPEN),
         BPF_SOCK_OPS_STATE_CB if ctx.arg(1) == BPF_TCP_CLOSE => withdraw(&ctx),
         _ => {}
     }
@@ -36,7 +41,7 @@ pub fn agent_sock_ops(ctx: SockOpsContext) -> u32 {
 #[sock_ops]
 pub fn gateway_sock_ops(ctx: SockOpsContext) -> u32 {
     if ctx.op() == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
-        claim(&ctx);
+        claim(&ctx, &SK_ACC, kind::REDIRECTED);
     }
     OBSERVED
 }
@@ -50,7 +55,7 @@ fn announce(ctx: &SockOpsContext) {
     if socket.is_null() {
         return;
     }
-    let Some(flow) = maps::stored(&maps::SK_ORIG, socket) else {
+    let Some(flow) = maps::stored(&SK_ORIG, socket) else {
         return;
     };
     let key = key(ctx, local, remote);
@@ -67,16 +72,36 @@ fn announce(ctx: &SockOpsContext) {
     let _ = ctx.set_cb_flags(BPF_SOCK_OPS_STATE_CB_FLAG as i32);
 }
 
-/// Removes the entry of a connection that ends before the gateway has claimed it.
+/// A connection within the agent may carry data once it is the agent's own listener that has answered.
+#[inline(always)]
+fn open(ctx: &SockOpsContext) {
+    let socket = socket(ctx);
+    let (local, remote) = endpoints(ctx);
+    if socket.is_null() {
+        return;
+    }
+    let Some(flow) = maps::stored(&SK_ORIG, socket) else {
+        return;
+    };
+    if flow.kind != kind::LOCAL {
+        return;
+    }
+    if let Some(noted) = CONNS.get_ptr(key(ctx, local, remote)) {
+        // SAFETY: a map value.
+        flow.kind = unsafe { (*noted).kind };
+    }
+}
+
+/// Removes the entry of a connection that ends before the other side has claimed it.
 #[inline(always)]
 fn withdraw(ctx: &SockOpsContext) {
     let (local, remote) = endpoints(ctx);
     let _ = CONNS.remove(key(ctx, local, remote));
 }
 
-/// Moves the flow to the accepted socket.
+/// Moves the flow to the accepted socket, if it is of the kind that ends here.
 #[inline(always)]
-fn claim(ctx: &SockOpsContext) {
+fn claim(ctx: &SockOpsContext, accepted: &'static SkStorage<Flow>, kind: u8) {
     let socket = socket(ctx);
     let (local, remote) = endpoints(ctx);
     if socket.is_null() {
@@ -85,8 +110,11 @@ fn claim(ctx: &SockOpsContext) {
     // Seen from the client, the source is what is remote here.
     let key = key(ctx, remote, local);
     if let Some(flow) = CONNS.get_ptr_mut(key) {
-        maps::stored_or(&maps::SK_ACC, socket, flow);
-        let _ = CONNS.remove(key);
+        // SAFETY: a map value.
+        if unsafe { (*flow).kind } == kind {
+            maps::stored_or(accepted, socket, flow);
+            let _ = CONNS.remove(key);
+        }
     }
 }
 

@@ -8,14 +8,15 @@ use core::ffi::c_void;
 use core::ptr::addr_of;
 
 use aya_ebpf::bindings::bpf_sock;
-use aya_ebpf::helpers::generated::{bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id};
 use aya_ebpf::macros::lsm_cgroup;
 use aya_ebpf::programs::LsmContext;
+use gateway_ebpf::Owner;
 use gateway_ebpf::decide::Denial;
 use gateway_ebpf::hardening::{self, AF_UNIX};
-use gateway_ebpf::{Owner, Settings};
 
+use super::account::Attempt;
 use super::answer::{ALLOW_SOCKET, ALLOW_TRACE, ALLOW_UNIX, deny};
+use super::caller::Caller;
 use super::maps::{self, SK_OWNER};
 
 /// `struct socket` of linux/net.h as far as `sk`. The verifier compares it with the running kernel's: where it
@@ -35,14 +36,20 @@ pub fn lsm_socket(ctx: LsmContext) -> i32 {
     let (family, protocol, by_kernel) = (ctx.arg(0), ctx.arg(2), ctx.arg::<i32>(3));
     match hardening::socket(family, protocol, by_kernel != 0) {
         Ok(()) => ALLOW_SOCKET,
-        Err(denial) => deny(denial),
+        Err(denial) => refuse(
+            denial,
+            Attempt {
+                protocol: family as u32,
+                ..Attempt::UNKNOWN
+            },
+        ),
     }
 }
 
 /// A new user namespace has every capability over the network namespaces made in it (Linux 6.1).
 #[lsm_cgroup(hook = "userns_create")]
 pub fn lsm_userns(_ctx: LsmContext) -> i32 {
-    deny(Denial::Privilege)
+    refuse(Denial::Privilege, Attempt::UNKNOWN)
 }
 
 /// ptrace(2), process_vm_writev(2), pidfd_getfd(2) and /proc/PID/mem.
@@ -50,24 +57,27 @@ pub fn lsm_userns(_ctx: LsmContext) -> i32 {
 pub fn lsm_ptrace(ctx: LsmContext) -> i32 {
     match hardening::trace(ctx.arg(1)) {
         Ok(()) => ALLOW_TRACE,
-        Err(denial) => deny(denial),
+        Err(denial) => refuse(denial, Attempt::UNKNOWN),
     }
 }
 
 /// bpf(2): an agent that is root could take these programs away.
 #[lsm_cgroup(hook = "bpf")]
 pub fn lsm_bpf(_ctx: LsmContext) -> i32 {
-    deny(Denial::Privilege)
+    refuse(Denial::Privilege, Attempt::UNKNOWN)
 }
 
-/// A Unix socket is told whose it is when it is made. An inet socket knows already.
+/// A Unix socket is told whose it is when it is made. For an inet socket `sock_create` does it.
 #[lsm_cgroup(hook = "socket_post_create")]
 pub fn lsm_owner(ctx: LsmContext) -> i32 {
-    let (socket, family) = (ctx.arg::<*const Socket>(0), ctx.arg::<i32>(1));
-    if family == AF_UNIX && !own(socket) {
-        return deny(Denial::NoStorage);
+    let (socket, family) = (ctx.arg(0), ctx.arg::<i32>(1));
+    if family != AF_UNIX {
+        return ALLOW_SOCKET;
     }
-    ALLOW_SOCKET
+    match own(sock(socket)) {
+        Ok(()) => ALLOW_SOCKET,
+        Err(denial) => refuse(denial, Attempt::UNKNOWN),
+    }
 }
 
 /// connect(2) of a stream socket: other agents, and the services of the host, listen on Unix sockets too.
@@ -84,43 +94,46 @@ pub fn lsm_unix_dgram(ctx: LsmContext) -> i32 {
 
 #[inline(always)]
 fn unix(peer: *mut bpf_sock) -> i32 {
-    let Some(settings) = maps::settings() else {
-        return deny(Denial::Unconfigured);
-    };
+    match reach(peer) {
+        Ok(()) => ALLOW_UNIX,
+        Err(denial) => refuse(denial, Attempt::UNKNOWN),
+    }
+}
+
+#[inline(always)]
+fn reach(peer: *mut bpf_sock) -> Result<(), Denial> {
+    let settings = maps::settings().ok_or(Denial::Unconfigured)?;
     if settings.allow_unix != 0 {
-        return ALLOW_UNIX;
+        return Ok(());
     }
     if peer.is_null() {
-        return deny(Denial::UnixSocket);
+        return Err(Denial::UnixSocket);
     }
-    let subtree = subtree(settings);
-    match maps::stored(&SK_OWNER, peer) {
-        Some(owner) if owner.subtree == subtree && subtree != settings.agents_id => ALLOW_UNIX,
-        _ => deny(Denial::UnixSocket),
-    }
+    let owner: &mut Owner = maps::stored(&SK_OWNER, peer).ok_or(Denial::UnixSocket)?;
+    let by = Caller::current(settings);
+    hardening::unix(by.subtree, owner.subtree, settings.agents_id)
 }
 
 #[inline(always)]
-fn own(socket: *const Socket) -> bool {
-    let Some(settings) = maps::settings() else {
-        return false;
-    };
-    let mut owner = Owner {
-        // SAFETY: a helper without preconditions.
-        cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        subtree: subtree(settings),
-    };
-    let sock = sock(socket);
-    !sock.is_null() && maps::stored_or(&SK_OWNER, sock, &raw mut owner).is_some()
+fn own(sock: *mut bpf_sock) -> Result<(), Denial> {
+    let settings = maps::settings().ok_or(Denial::Unconfigured)?;
+    if sock.is_null() {
+        return Err(Denial::NoStorage);
+    }
+    let by = Caller::current(settings);
+    let owner: &mut Owner = maps::stored_or_new(&SK_OWNER, sock).ok_or(Denial::NoStorage)?;
+    owner.cgroup_id = by.cgroup_id;
+    owner.subtree = by.subtree;
+    Ok(())
 }
 
 #[inline(always)]
-fn subtree(settings: &Settings) -> u64 {
-    // SAFETY: a helper without preconditions; 0 when the process is not that deep.
-    match unsafe { bpf_get_current_ancestor_cgroup_id(settings.agents_level as i32 + 1) } {
-        0 => settings.agents_id,
-        subtree => subtree,
-    }
+fn refuse(why: Denial, attempt: Attempt) -> i32 {
+    let by = match maps::settings() {
+        Some(settings) => Caller::current(settings),
+        None => Caller::unknown(),
+    };
+    deny(why, by, attempt)
 }
 
 #[inline(always)]

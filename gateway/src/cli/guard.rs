@@ -7,6 +7,7 @@ use clap::Subcommand;
 use serde_json::json;
 
 use super::Globals;
+use crate::intercept::cgroup;
 use crate::intercept::guard::{self, Report, RunningAgents};
 
 #[derive(clap::Args, Debug)]
@@ -38,6 +39,8 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     match args.action {
         Action::Load { port } => {
             let loaded = guard::load(&config.kernel, port.unwrap_or(config.gateway.listen_port))?;
+            // Whoever is intercepted again may go on: the broker freezes agents that are not.
+            cgroup::thaw(&loaded.agents_cgroup)?;
             if globals.json {
                 println!("{}", json!({ "loaded": loaded }));
             } else {
@@ -93,7 +96,7 @@ fn print(report: &Report) {
             "{:<16}  {:<5}  {}",
             link.program,
             state,
-            link.cgroup.display()
+            link.target.display()
         );
     }
     for denials in report.denials.iter().filter(|denials| denials.count > 0) {

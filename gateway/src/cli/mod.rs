@@ -9,6 +9,7 @@ use clap::{Parser, Subcommand};
 use crate::config::{self, Config};
 
 mod audit;
+mod broker;
 mod check;
 mod doctor;
 mod exec;
@@ -66,6 +67,8 @@ impl Globals {
 enum Command {
     /// Load, verify or remove the kernel programs (root)
     Guard(guard::Args),
+    /// Do for the gateway what needs root: its listeners, its maps, agents' programs (root)
+    Broker(broker::Args),
     /// Run the gateway
     Run(run::Args),
     /// Start a command as an agent, in that agent's cgroup
@@ -89,6 +92,7 @@ pub fn main() -> Result<ExitCode> {
     let Cli { globals, command } = Cli::parse();
     match command {
         Command::Guard(args) => guard::run(args, &globals),
+        Command::Broker(args) => broker::run(args, &globals),
         Command::Run(args) => run::run(args, &globals),
         Command::Exec(args) => exec::run(args, &globals),
         Command::Tail(args) => tail::run(args, &globals),

@@ -5,6 +5,8 @@
 //! one handle on `/proc/TGID`, which stays bound to one process for good, and that process must have started
 //! before the flow and be in the flow's cgroup. Otherwise the executable is unknown, never a guess.
 //!
+//! Another user's process can only be looked into by root, so the broker does it for the gateway.
+//!
 //! What cannot be seen: a process that replaced its program (`execve`) between the connect and this look.
 
 use std::collections::HashMap;
@@ -14,11 +16,11 @@ use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::sync::{LazyLock, Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use nix::fcntl::{OFlag, open, openat, readlinkat};
 use nix::sys::stat::Mode;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::intercept::Flow;
@@ -26,6 +28,9 @@ use crate::policy;
 
 /// An agent can run a program of any size, real or sparse; larger ones are named but not hashed.
 const MAX_EXECUTABLE: u64 = 1024 * 1024 * 1024;
+
+/// A file system may be as slow as it likes; whoever asks waits for five seconds.
+const MAX_HASHING: Duration = Duration::from_secs(4);
 
 /// `/proc` files are small; these two have a hundred bytes, a cgroup path up to 4 KiB.
 const MAX_PROC_FILE: u64 = 16 * 1024;
@@ -55,7 +60,36 @@ pub struct Process {
     pub exe_sha256: Option<String>,
 }
 
+/// What is found out about the process that made a flow, when it is certain to be that one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// In nanoseconds since boot, rounded down to clock ticks.
+    pub started_boot_ns: u64,
+    /// Its program's path, if it can be told.
+    pub exe: Option<String>,
+    /// In hex; `None` if the file could not be read whole, in time.
+    pub exe_sha256: Option<String>,
+}
+
 impl Process {
+    /// What the kernel noted of the flow's process, and what was found out about it.
+    pub fn of(flow: &Flow, cgroup_path: &str, origin: Option<Origin>) -> Self {
+        let started_boot_ns = origin.as_ref().map(|origin| origin.started_boot_ns);
+        let (exe, exe_sha256) = origin.map(|origin| (origin.exe, origin.exe_sha256)).unzip();
+        Self {
+            tgid: flow.tgid,
+            pid: flow.pid,
+            uid: flow.uid,
+            gid: flow.gid,
+            comm: flow.comm.clone(),
+            cgroup: cgroup_path.to_owned(),
+            started_boot_ns,
+            exe: exe.flatten(),
+            exe_sha256: exe_sha256.flatten(),
+        }
+    }
+
     /// What policies may ask about it.
     pub fn facts(&self) -> policy::Process {
         policy::Process {
@@ -66,50 +100,60 @@ impl Process {
     }
 }
 
-/// Looks at the flow's process. `cgroup_path` is relative to the cgroup v2 mount.
+/// Looks at the flow's process directly, which needs root for another user's.
+pub fn inspect(flow: &Flow, cgroup_path: &str) -> Process {
+    let origin = origin(flow.tgid, flow.boot_ns, cgroup_path);
+    Process::of(flow, cgroup_path, origin)
+}
+
+/// The process that had the id `tgid` at `boot_ns` (nanoseconds since boot) and is in this cgroup, relative to
+/// the cgroup v2 mount. `None` unless all of that is certain.
 ///
 /// Blocks while it reads the executable, for as long as the filesystem it lies on takes: call it on a thread
 /// that may, under a deadline.
-pub fn inspect(flow: &Flow, cgroup_path: &str) -> Process {
-    let origin = Handle::open(flow.tgid).and_then(|handle| {
-        let started = handle.started_as_origin_of(flow, cgroup_path).ok()??;
-        Some((handle, started))
-    });
-    let executable = origin
-        .as_ref()
-        .and_then(|(handle, _)| handle.executable().ok());
-    let (exe, exe_sha256) = executable.unzip();
-    Process {
-        tgid: flow.tgid,
-        pid: flow.pid,
-        uid: flow.uid,
-        gid: flow.gid,
-        comm: flow.comm.clone(),
-        cgroup: cgroup_path.to_owned(),
-        started_boot_ns: origin.map(|(_, started)| started),
+pub fn origin(tgid: u32, boot_ns: u64, cgroup_path: &str) -> Option<Origin> {
+    let handle = Handle::open(tgid)?;
+    let started_boot_ns = handle.started_before(boot_ns, cgroup_path).ok()??;
+    let (exe, exe_sha256) = handle.executable().ok().unzip();
+    Some(Origin {
+        started_boot_ns,
         exe,
         exe_sha256: exe_sha256.flatten(),
-    }
+    })
 }
 
 /// `/proc/TGID`, bound to the process that had that id when it was opened: when it ends, reads fail with
 /// ESRCH, whoever has the id then.
-struct Handle(OwnedFd);
+#[derive(Debug)]
+pub struct Handle(OwnedFd);
 
 impl Handle {
-    fn open(tgid: u32) -> Option<Self> {
+    /// `None`: there is no such process.
+    pub fn open(tgid: u32) -> Option<Self> {
         let path = format!("/proc/{tgid}");
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         open(path.as_str(), flags, Mode::empty()).ok().map(Self)
     }
 
-    /// When this process started, if it can be the one that made the flow.
-    fn started_as_origin_of(&self, flow: &Flow, cgroup_path: &str) -> io::Result<Option<u64>> {
+    /// Where it is in the cgroup v2 hierarchy, relative to its mount; `None` if that is no readable name.
+    pub fn cgroup(&self) -> io::Result<Option<String>> {
+        let content = self.read("cgroup")?;
+        let path = cgroup2_path(&content).map(<[u8]>::to_vec);
+        Ok(path.and_then(|path| String::from_utf8(path).ok()))
+    }
+
+    /// The network namespace it is in.
+    pub fn network(&self) -> io::Result<File> {
+        self.open_file("ns/net")
+    }
+
+    /// When this process started, if it can be the one that made a flow at `boot_ns` from this cgroup.
+    fn started_before(&self, boot_ns: u64, cgroup_path: &str) -> io::Result<Option<u64>> {
         let stat = self.read("stat")?;
         let cgroup = self.read("cgroup")?;
         let started = start_ticks(&stat).map(ticks_to_nanos);
         Ok(started.filter(|nanos| {
-            *nanos <= flow.boot_ns && cgroup2_path(&cgroup) == Some(cgroup_path.as_bytes())
+            *nanos <= boot_ns && cgroup2_path(&cgroup) == Some(cgroup_path.as_bytes())
         }))
     }
 
@@ -125,8 +169,8 @@ impl Handle {
     fn executable(&self) -> io::Result<(String, Option<String>)> {
         let path: OsString = readlinkat(&self.0, "exe")?;
         // The magic link leads to the file that runs, whatever has become of its path.
-        let digest = self.open_file("exe").and_then(digest).ok().flatten();
-        Ok((path.to_string_lossy().into_owned(), digest))
+        let sha256 = self.open_file("exe").and_then(digest).ok().flatten();
+        Ok((path.to_string_lossy().into_owned(), sha256))
     }
 
     fn open_file(&self, name: &str) -> io::Result<File> {
@@ -173,7 +217,7 @@ struct Version {
 /// Digests of programs already read. Only saves work: an entry says what the same file's bytes hash to.
 static DIGESTS: LazyLock<Mutex<HashMap<Version, String>>> = LazyLock::new(Mutex::default);
 
-/// SHA-256 of an open file; `None` if it is too large.
+/// SHA-256 of an open file; `None` if it is too large, or too slow.
 fn digest(mut file: File) -> io::Result<Option<String>> {
     let version = Version::of(&file)?;
     if version.size > MAX_EXECUTABLE {
@@ -189,7 +233,11 @@ fn digest(mut file: File) -> io::Result<Option<String>> {
     let mut hasher = Sha256::new();
     let mut buffer = vec![0; 64 * 1024];
     let mut left = MAX_EXECUTABLE;
+    let started = Instant::now();
     loop {
+        if started.elapsed() > MAX_HASHING {
+            return Ok(None);
+        }
         let length = match file.read(&mut buffer) {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,

@@ -68,13 +68,36 @@ pub fn is_populated(cgroup: &Path) -> bool {
     events.lines().any(|line| line == "populated 1")
 }
 
+/// The cgroups directly below; none when it is gone.
+pub fn children(cgroup: &Path) -> impl Iterator<Item = PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    let folders = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
+    folders.map(|entry| entry.path())
+}
+
+/// Stops every process in the cgroup and below, as they are; SIGKILL still ends them.
+pub fn freeze(cgroup: &Path) -> Result<(), InterceptError> {
+    set_frozen(cgroup, "1")
+}
+
+/// Lets them go on.
+pub fn thaw(cgroup: &Path) -> Result<(), InterceptError> {
+    set_frozen(cgroup, "0")
+}
+
+/// Whether the cgroup is frozen or about to be.
+pub fn is_frozen(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.freeze")).is_ok_and(|state| state.trim() == "1")
+}
+
+fn set_frozen(cgroup: &Path, state: &str) -> Result<(), InterceptError> {
+    let freezer = cgroup.join("cgroup.freeze");
+    fs::write(&freezer, state).map_err(|error| InterceptError::file(&freezer, error))
+}
+
 /// Removes a cgroup and those below it as far as they are empty.
 pub fn remove_if_empty(cgroup: &Path) {
-    for entry in fs::read_dir(cgroup).into_iter().flatten().flatten() {
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            remove_if_empty(&entry.path());
-        }
-    }
+    children(cgroup).for_each(|child| remove_if_empty(&child));
     // Fails, as it should, for a cgroup that has processes or children.
     let _ = fs::remove_dir(cgroup);
 }

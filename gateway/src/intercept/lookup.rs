@@ -1,17 +1,16 @@
 //! Where the gateway listens: which network namespaces are registered, and the program that gives
 //! connections to its port to its sockets only, so that nobody else can take the port over while it is down.
 
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use aya::programs::SkLookup;
-use aya::programs::sk_lookup::SkLookupLink;
+use aya::maps::Map;
 use gateway_ebpf::Listener;
 
 use super::maps::Table;
-use super::{InterceptError, guard, pins};
-
-const PROGRAM: &str = "sk_lookup";
+use super::object::{Object, Shared};
+use super::{InterceptError, hooks, pins, sys};
 
 /// Says that the gateway listens in a network namespace, or (`None`) no longer does. Agents in others are
 /// refused by the kernel. Needs root.
@@ -47,7 +46,7 @@ fn fill(
 ) -> Result<(), InterceptError> {
     for (index, socket) in (0..).zip(sockets) {
         match socket {
-            // The kernel takes its own reference, and drops it when the socket is closed.
+            // The kernel forgets a socket by itself when it is closed.
             Some(socket) => table.set(&index, &(socket.as_raw_fd() as u32))?,
             // A slot that is empty already is an error of its own kind (EINVAL).
             None => drop(table.remove(&index)),
@@ -59,7 +58,7 @@ fn fill(
 /// The program that watches the gateway's port in one other network namespace. Dropping it detaches it.
 #[derive(Debug)]
 pub struct NetnsLookup {
-    _link: SkLookupLink,
+    _link: OwnedFd,
 }
 
 /// Watches the gateway's port in `netns`, so that it leads to these sockets only. Needs root.
@@ -68,27 +67,16 @@ pub fn attach_lookup(
     netns: BorrowedFd<'_>,
     sockets: [Option<BorrowedFd<'_>>; 4],
 ) -> Result<NetnsLookup, InterceptError> {
-    let failed = |error| InterceptError::bpf("watching the gateway's port", error);
+    let failed =
+        |error: io::Error| InterceptError::bpf("watching the gateway's port in a namespace", error);
     // A map of its own for the sockets; the settings are the pinned ones.
-    let mut object = guard::open_object_for_netns(pins)?;
-    {
-        let map = object
-            .map(pins::SOCKETS)
-            .ok_or(InterceptError::ObjectLacks(pins::SOCKETS))?;
-        let aya::maps::Map::SockMap(data) = map else {
-            return Err(InterceptError::ObjectLacks(pins::SOCKETS));
-        };
-        let fd = data.fd().as_fd().try_clone_to_owned();
-        let fd = fd.map_err(|error| InterceptError::bpf("watching the gateway's port", error))?;
-        fill(&Table::new(pins::SOCKETS, fd)?, sockets)?;
-    }
-    let program: &mut SkLookup = object
-        .program_mut(PROGRAM)
-        .ok_or(InterceptError::ObjectLacks(PROGRAM))?
-        .try_into()
-        .map_err(failed)?;
-    program.load().map_err(failed)?;
-    let id = program.attach(netns).map_err(failed)?;
-    let link = program.take_link(id).map_err(failed)?;
+    let mut object = Object::open(pins, Shared::AllButSockets)?;
+    let Some(Map::SockMap(map)) = object.programs.map(pins::SOCKETS) else {
+        return Err(InterceptError::ObjectLacks(pins::SOCKETS));
+    };
+    let map = map.fd().as_fd().try_clone_to_owned().map_err(failed)?;
+    fill(&Table::new(pins::SOCKETS, map)?, sockets)?;
+    let program = hooks::load(&mut object, hooks::PORT_LOOKUP)?;
+    let link = sys::link(program.as_fd(), netns, hooks::PORT_LOOKUP.attach_type).map_err(failed)?;
     Ok(NetnsLookup { _link: link })
 }

@@ -9,74 +9,81 @@ use std::fs::{self, File};
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
-use aya::programs::links::FdLink;
+use aya::Btf;
 use aya::programs::{LsmCgroup, ProgramError};
-use aya::util::KernelVersion;
-use aya::{Btf, Ebpf};
+use aya_obj::generated::bpf_attach_type::BPF_LSM_CGROUP;
 use serde::Serialize;
 
-use super::{chain, pins, sys};
+use super::hooks::{self, Hook, Place};
+use super::object::Object;
+use super::{KernelVersion, chain, pins};
 
 /// One program of the tier.
 #[derive(Debug)]
-struct Hook {
-    program: &'static str,
-    hook: &'static str,
+struct Program {
+    hook: Hook,
+    /// The kernel's security hook (linux/lsm_hook_defs.h).
+    security: &'static str,
     /// The hook without whose program this one would deny too much.
     needs: Option<&'static str>,
-    /// What agents can do where it is not loaded; empty where another hook says it.
+    /// What agents can do where it is not loaded; empty where another program says it.
     open: &'static str,
 }
 
-const HOOKS: &[Hook] = &[
-    Hook {
-        program: "lsm_socket",
-        hook: "socket_create",
-        needs: None,
-        open: "agents can create sockets that no other hook sees (packet with CAP_NET_RAW, vsock, netlink, AF_ALG)",
-    },
-    Hook {
-        program: "lsm_userns",
-        hook: "userns_create",
-        needs: None,
-        open: "agents can make user namespaces, and packet sockets in them",
-    },
-    Hook {
-        program: "lsm_ptrace",
-        hook: "ptrace_access_check",
-        needs: None,
-        open: "agents can trace other processes of their user and take over their sockets",
-    },
-    Hook {
-        program: "lsm_bpf",
-        hook: "bpf",
-        needs: None,
-        open: "agents that are root can detach the kernel programs",
-    },
-    Hook {
-        program: "lsm_owner",
-        hook: "socket_post_create",
-        needs: None,
-        open: "",
-    },
-    Hook {
-        program: "lsm_unix_stream",
-        hook: "unix_stream_connect",
-        needs: Some("socket_post_create"),
-        open: "agents can connect to Unix sockets of others, where the kernel is older than 6.7",
-    },
-    Hook {
-        program: "lsm_unix_dgram",
-        hook: "unix_may_send",
-        needs: Some("socket_post_create"),
-        open: "agents can send to Unix sockets of others, where the kernel is older than 6.7",
-    },
+impl Program {
+    const fn new(name: &'static str, security: &'static str, open: &'static str) -> Self {
+        Self {
+            hook: Hook::new(name, Place::Agents, BPF_LSM_CGROUP).since(6, 0),
+            security,
+            needs: None,
+            open,
+        }
+    }
+
+    const fn needs(mut self, security: &'static str) -> Self {
+        self.needs = Some(security);
+        self
+    }
+}
+
+/// At most ten hooks of a host can have such programs (`CGROUP_LSM_NUM`).
+const PROGRAMS: &[Program] = &[
+    Program::new(
+        "lsm_socket",
+        "socket_create",
+        "agents can make sockets that no other hook sees: vsock, netlink, AF_ALG, as root packet",
+    ),
+    Program::new(
+        "lsm_userns",
+        "userns_create",
+        "agents can make user namespaces, and packet sockets in them",
+    ),
+    Program::new(
+        "lsm_ptrace",
+        "ptrace_access_check",
+        "agents can trace other processes of their user and take over their sockets",
+    ),
+    Program::new(
+        "lsm_bpf",
+        "bpf",
+        "agents that are root can detach the kernel programs",
+    ),
+    Program::new("lsm_owner", "socket_post_create", ""),
+    Program::new(
+        "lsm_unix_stream",
+        "unix_stream_connect",
+        "before Linux 6.7 agents can connect to the Unix sockets of others",
+    )
+    .needs("socket_post_create"),
+    Program::new(
+        "lsm_unix_dgram",
+        "unix_may_send",
+        "before Linux 6.7 agents can send to the Unix sockets of others",
+    )
+    .needs("socket_post_create"),
 ];
 
 const MODULES: &str = "/sys/kernel/security/lsm";
-
-/// `BPF_LSM_CGROUP` is from there.
-const SINCE: KernelVersion = KernelVersion::new(6, 0, 0);
 
 /// Which programs of the tier protect, and what is open without the others.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -118,99 +125,67 @@ impl fmt::Display for LsmState {
 
 /// Loads what this kernel takes and attaches it to the agents' cgroup. Nothing here fails: the tier is not what
 /// the interception rests on.
-pub fn load(object: &mut Ebpf, agents: &File, agents_id: u64, pins: &Path) -> LsmState {
+pub fn load(object: &mut Object, agents: &File, agents_id: u64, pins: &Path) -> LsmState {
     let mut state = LsmState::default();
-    let btf = available();
-    for hook in HOOKS {
-        let attached = match (&btf, hook.needs) {
+    let types = kernel_types();
+    for program in PROGRAMS {
+        let put = match (&types, program.needs) {
             (Err(why), _) => Err(why.clone()),
             (_, Some(needs)) if !state.loaded.contains(&needs) => Err(format!("it needs {needs}")),
-            (Ok(btf), _) => attach(object, hook, btf, agents, agents_id, pins),
+            (Ok(types), _) => load_program(object, program, types).and_then(|loaded| {
+                hooks::put(loaded.as_fd(), &program.hook, agents, agents_id, pins)
+                    .map_err(|error| error.to_string())
+            }),
         };
-        match attached {
-            Ok(()) => state.loaded.push(hook.hook),
+        match put {
+            Ok(()) => state.loaded.push(program.security),
             Err(why) => state.missing.push(Missing {
-                hook: hook.hook,
+                hook: program.security,
                 why,
-                open: hook.open,
+                open: program.open,
             }),
         }
     }
     state
 }
 
-/// The pinned programs of the tier that no longer protect the agents' cgroup, with the reason.
-pub fn problems(agents_id: Option<u64>, pins: &Path) -> Vec<String> {
-    let detached = |hook: &&Hook| {
-        let link = sys::open_pin(&pins::link(pins, hook.program)).ok()?;
-        let attached = sys::cgroup_link(link.as_fd()).ok();
-        let live = attached.is_some_and(|link| Some(link.cgroup_id) == agents_id);
-        (!live).then(|| {
-            format!(
-                "{}: not attached to the agents' cgroup any more",
-                hook.program
-            )
-        })
-    };
-    HOOKS.iter().filter_map(|hook| detached(&hook)).collect()
+/// The hooks of the tier that were loaded: they have to stay what they are, like all others.
+pub fn pinned(pins: &Path) -> impl Iterator<Item = &'static Hook> {
+    let hooks = PROGRAMS.iter().map(|program| &program.hook);
+    hooks.filter(|hook| pins::link(pins, hook.program).exists())
 }
 
-/// The kernel's types, if it runs LSM programs at all.
-fn available() -> Result<Btf, String> {
-    let running = KernelVersion::current().map_err(|error| chain(&error))?;
-    if running < SINCE {
-        return Err("it needs Linux 6.0".into());
+/// What a program's hook is found by, if this kernel runs such programs at all.
+fn kernel_types() -> Result<Btf, String> {
+    let running = KernelVersion::running().map_err(|error| error.to_string())?;
+    if let Some(since) = PROGRAMS.iter().find_map(|program| program.hook.since)
+        && running < since
+    {
+        return Err(format!("it needs Linux {since}"));
     }
     let modules = fs::read_to_string(MODULES)
         .map_err(|error| format!("{MODULES}: {error}; mount securityfs"))?;
-    if !modules.trim().split(',').any(|module| module == "bpf") {
+    let modules = modules.trim();
+    if !modules.split(',').any(|module| module == "bpf") {
         return Err(format!(
-            "the kernel runs without the bpf security module: boot it with lsm={},bpf",
-            modules.trim()
+            "the kernel runs without the bpf security module: boot it with lsm={modules},bpf"
         ));
     }
     Btf::from_sys_fs().map_err(|error| chain(&error))
 }
 
-fn attach(
-    object: &mut Ebpf,
-    hook: &Hook,
-    btf: &Btf,
-    agents: &File,
-    agents_id: u64,
-    pins: &Path,
-) -> Result<(), String> {
-    let program = object.program_mut(hook.program);
-    let program: &mut LsmCgroup = program
+fn load_program(object: &mut Object, program: &Program, types: &Btf) -> Result<OwnedFd, String> {
+    let found = object.programs.program_mut(program.hook.program);
+    let found: &mut LsmCgroup = found
         .ok_or("this build lacks it")?
         .try_into()
         .map_err(|error: ProgramError| chain(&error))?;
-    program
-        .load(hook.hook, btf)
+    found
+        .load(program.security, types)
         .map_err(|error| brief(&chain(&error)))?;
-    let place = pins::link(pins, hook.program);
-    if let Some(link) = live_link(&place, agents_id) {
-        let loaded = program.fd().map_err(|error| chain(&error))?;
-        return sys::replace_program(link.as_fd(), loaded.as_fd())
-            .map_err(|error| error.to_string());
-    }
-    let link = program
-        .attach(agents)
-        .and_then(|id| program.take_link(id))
-        .map_err(|error| chain(&error))?;
-    let beside = pins::new_link(pins, hook.program);
-    let _ = fs::remove_file(&beside);
-    FdLink::from(link)
-        .pin(&beside)
-        .map_err(|error| chain(&error))?;
-    fs::rename(&beside, &place).map_err(|error| error.to_string())
-}
-
-/// The pinned link, when it is attached to this very cgroup.
-fn live_link(place: &Path, agents_id: u64) -> Option<OwnedFd> {
-    let link = sys::open_pin(place).ok()?;
-    let attached = sys::cgroup_link(link.as_fd()).ok()?;
-    (attached.cgroup_id == agents_id).then_some(link)
+    let loaded = found.fd().map_err(|error| chain(&error))?;
+    let loaded = loaded.as_fd().try_clone_to_owned();
+    loaded.map_err(|error| error.to_string())
 }
 
 /// Of a verifier's log only what it stumbled over, which is its last line but for the statistics.

@@ -12,14 +12,18 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
+pub mod descriptors;
 mod flow;
 pub mod guard;
 mod hooks;
 mod lookup;
 pub mod lsm;
 mod maps;
+pub mod netns;
+mod object;
 mod pins;
 mod sys;
+mod version;
 
 pub use cgroup::join_gateway_cgroup;
 pub use flow::{Flow, FlowKind};
@@ -27,6 +31,7 @@ pub use gateway_ebpf::decide::Denial;
 pub use gateway_ebpf::{Counters, KernelEvent, Listener};
 pub use lookup::{NetnsLookup, attach_lookup, publish_sockets, register_netns, registered_netns};
 pub use maps::{CounterTable, DatagramTable, EventRing, FlowTable, Heartbeat, Maps, TargetTable};
+pub use version::{KernelVersion, OLDEST_KERNEL, required_kernel};
 
 /// What went wrong at the kernel edge, and what to do about it.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +57,13 @@ pub enum InterceptError {
     NotEnforced(Vec<String>),
     #[error("{} still has processes, which would be unwatched: stop them first, or use --force", .0.display())]
     AgentsRunning(PathBuf),
+    #[error(
+        "Linux {0} cannot hold agents: before {OLDEST_KERNEL} a socket can lose its cgroup and with it every \
+         hook (kernel commit 8520e224f547); boot {OLDEST_KERNEL} or later"
+    )]
+    KernelTooOld(KernelVersion),
+    #[error("this kernel's version cannot be told from {0:?}")]
+    KernelUnknown(String),
     #[error("the port must not be 0")]
     NoPort,
 }

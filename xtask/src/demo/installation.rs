@@ -3,7 +3,7 @@
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -17,6 +17,9 @@ use crate::build_ebpf;
 
 pub const AGENT: &str = "report-bot";
 const SUBJECT: &str = "report-bot@corp";
+
+/// The user that the gateway becomes, by number: the demo adds none to the host.
+const GATEWAY_USER: u32 = 64023;
 
 pub struct Installation {
     root: PathBuf,
@@ -55,30 +58,37 @@ impl Installation {
         command
     }
 
-    /// Starts the gateway and answers the line that says where it listens.
-    pub fn start_gateway(&self, stage: &Stage) -> Result<String> {
-        let log = self.root.join("gateway.log");
+    /// Starts the broker, which does for the gateway what needs root, then the gateway. Answers the lines that
+    /// say where they are.
+    pub fn start(&self, stage: &Stage) -> Result<[String; 2]> {
+        let broker = self.start_one(stage, "broker")?;
+        Ok([broker, self.start_one(stage, "run")?])
+    }
+
+    fn start_one(&self, stage: &Stage, name: &str) -> Result<String> {
+        let log = self.root.join(format!("{name}.log"));
         let mut command = if stage.keep {
-            self.sluice(["run"])
+            self.sluice([name])
         } else {
-            // It ends when the demo does, however that ends.
+            // It ends when the demo does, however that ends. (For the gateway until it gives up root: that
+            // clears the request. The next demo would end it.)
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig=KILL", "--"]);
             command
                 .arg(sluice_binary())
                 .arg("--root")
                 .arg(&self.root)
-                .arg("run");
+                .arg(name);
             command
         };
-        let mut gateway = command
+        let mut process = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&log)?)
             .spawn()
-            .context("starting the gateway")?;
-        let stdout = gateway.stdout.take().context("stdout is a pipe")?;
-        stage.adopt(gateway)?;
+            .with_context(|| format!("starting sluice {name}"))?;
+        let stdout = process.stdout.take().context("stdout is a pipe")?;
+        stage.adopt(process)?;
         let ready = BufReader::new(stdout)
             .lines()
             .map_while(Result::ok)
@@ -86,7 +96,7 @@ impl Installation {
         match ready {
             Some(line) => Ok(line),
             None => bail!(
-                "the gateway does not start:\n{}",
+                "sluice {name} does not start:\n{}",
                 fs::read_to_string(log).unwrap_or_default()
             ),
         }
@@ -110,7 +120,8 @@ impl Installation {
     pub fn secrets_on_disk(&self, another: &str) -> Result<Vec<String>> {
         let mut files = self.recordings()?;
         files.push(self.root.join("var/lib/sluice/log/log.jsonl"));
-        files.push(self.root.join("gateway.log"));
+        files.push(self.root.join("broker.log"));
+        files.push(self.root.join("run.log"));
         let secrets: Vec<&str> = self
             .secrets
             .iter()
@@ -140,10 +151,12 @@ fn configuration(stage: &Stage, database: &Database) -> Result<String> {
     Ok(format!(
         r#"[gateway]
 listen_port = {listen}
+user = "{GATEWAY_USER}"
 
 [kernel]
-agents_cgroup = "{name}-agents.slice"
-gateway_cgroup = "{name}.slice"
+agents_cgroup = "{group}/agents.slice"
+gateway_cgroup = "{group}/sluice.slice"
+guard_cgroup = "{group}"
 pins = "{pins}"
 
 [identity.corp]
@@ -172,7 +185,7 @@ column = "public.customers.email"
 with = "redact"
 "#,
         listen = database::free_port()?,
-        name = stage.name(),
+        group = stage.group(),
         pins = stage.pins().display(),
         port = database.port,
         shop = database::NAME,
@@ -180,8 +193,10 @@ with = "redact"
     ))
 }
 
+/// For the gateway's user only.
 fn write_secret(path: PathBuf, text: &str) -> Result<()> {
     write(path.clone(), "")?;
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600))?;
+    chown(&path, Some(GATEWAY_USER), Some(GATEWAY_USER))?;
     write(path, text)
 }

@@ -43,9 +43,9 @@ impl Stage {
         Ok(stage)
     }
 
-    /// The name that its control groups and pins carry too.
-    pub fn name(&self) -> &str {
-        &self.name
+    /// The control group that has all of its own below it: the guard is attached there, not to the host's root.
+    pub fn group(&self) -> String {
+        group(&self.name)
     }
 
     pub fn folder(&self) -> PathBuf {
@@ -135,8 +135,7 @@ fn clear(name: &str) {
     unload.arg("--root").arg(folder(name).join("root"));
     let _ = unload.args(["guard", "unload"]).output();
     if let Ok(mount) = cgroup2_mount() {
-        remove_group(&mount.join(format!("{name}-agents.slice")));
-        remove_group(&mount.join(format!("{name}.slice")));
+        remove_group(&mount.join(group(name)));
     }
     let _ = fs::remove_dir_all(pins(name));
     let _ = fs::remove_dir_all(folder(name));
@@ -202,6 +201,10 @@ fn cgroup2_mount() -> Result<PathBuf> {
 
 fn folder(name: &str) -> PathBuf {
     std::env::temp_dir().join(name)
+}
+
+fn group(name: &str) -> String {
+    format!("{name}.demo")
 }
 
 fn pins(name: &str) -> PathBuf {

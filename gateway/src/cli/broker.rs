@@ -1,0 +1,20 @@
+//! `sluice broker`: does for the gateway what needs root, in the foreground.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+use super::Globals;
+use crate::{broker, telemetry};
+
+#[derive(clap::Args, Debug)]
+pub struct Args {}
+
+pub fn run(_args: Args, globals: &Globals) -> Result<ExitCode> {
+    telemetry::start(globals.json);
+    let config = globals.load_config()?;
+    broker::serve(&config, |socket| {
+        println!("sluice: broker ready on {}", socket.display());
+    })?;
+    Ok(ExitCode::SUCCESS)
+}
