@@ -132,5 +132,6 @@ int main(int count, char **arguments) {
     }
     waitpid(child, NULL, 0);
     kill(stranger, SIGKILL);
+    waitpid(stranger, NULL, 0); // its names are free for the next run
     return 0;
 }
