@@ -18,6 +18,7 @@ mod masks;
 mod masks_and_schema;
 mod privileges;
 mod secrets;
+mod status;
 mod tokens;
 mod unmodified_clients;
 mod upstream;

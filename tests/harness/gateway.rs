@@ -509,6 +509,11 @@ impl Gateway {
         self.parent.join("sluice.slice")
     }
 
+    /// Adds a policy file, or replaces one; it counts from the next start.
+    pub fn write_policy(&self, name: &str, text: &str) {
+        self.write(&format!("etc/sluice/policies/{name}.cedar"), text);
+    }
+
     /// From now on finding `secret` outside fails the test.
     pub fn is_secret(&self, secret: &str) {
         self.secrets.add(secret);

@@ -120,6 +120,17 @@ fn counted(count: usize, noun: &str) -> String {
     }
 }
 
+/// How many errors there are, and the first of them in words: what `sluice doctor` says of them.
+pub(super) fn errors(globals: &Globals) -> (usize, Option<String>) {
+    let outcome = check(&globals.config_path(), globals.root(), SystemTime::now());
+    let is_error = |finding: &&Finding| finding.severity == Severity::Error;
+    let first = outcome.findings.iter().find(is_error);
+    (
+        outcome.count(Severity::Error),
+        first.map(Finding::to_string),
+    )
+}
+
 /// Reads everything that `sluice run` would read.
 fn check(file: &Path, root: Option<&Path>, now: SystemTime) -> Outcome {
     let mut outcome = Outcome::default();

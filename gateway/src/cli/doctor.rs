@@ -1,7 +1,8 @@
 //! `sluice doctor`: what this host has and what is missing, in one table.
 //!
-//! Three kinds of rows: needed to run Sluice here, needed to build it, and good to have. Only a missing one of
-//! the first kind makes the exit code 1.
+//! First the kernel's features, tier by tier ([`features`]); then this installation; then what building it
+//! needs. Only what running needs makes the exit code 1: the core tier, and a configuration in which
+//! `sluice check` finds no error. A tier that is not complete is said to be so, with what stays open.
 
 use std::env;
 use std::fs;
@@ -11,8 +12,9 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::Globals;
+use super::{Globals, check};
 use crate::config::Config;
+use crate::intercept::features::{self, FEATURES, Feature, Support, Tier};
 use crate::intercept::{cgroup, guard};
 
 #[derive(clap::Args, Debug)]
@@ -20,11 +22,18 @@ pub struct Args {}
 
 pub fn run(_args: Args, globals: &Globals) -> Result<ExitCode> {
     let rows = examine(globals);
-    let ok = rows.iter().all(|row| row.ok || row.need != Need::Run);
+    let ok = is_ready(&rows);
     if globals.json {
-        println!("{}", serde_json::json!({ "ok": ok, "checks": rows }));
+        let tiers: serde_json::Map<String, serde_json::Value> = Tier::ALL
+            .iter()
+            .map(|tier| (tier.letter().to_string(), is_complete(*tier, &rows).into()))
+            .collect();
+        println!(
+            "{}",
+            serde_json::json!({ "ok": ok, "tiers": tiers, "checks": rows })
+        );
     } else {
-        print(&rows, ok);
+        print!("{}", text(&rows));
     }
     Ok(if ok {
         ExitCode::SUCCESS
@@ -41,115 +50,135 @@ enum Need {
     Optional,
 }
 
-#[derive(Debug, Serialize)]
-struct Row {
-    what: &'static str,
-    need: Need,
-    ok: bool,
-    found: String,
-    /// What to do about it.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    hint: Option<&'static str>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Part {
+    Installation,
+    Build,
+    #[serde(untagged)]
+    Kernel(Tier),
 }
 
-impl Row {
-    fn new(
-        need: Need,
-        what: &'static str,
-        found: Result<String, String>,
-        hint: &'static str,
-    ) -> Self {
-        match found {
-            Ok(found) => Self {
-                what,
-                need,
-                ok: true,
-                found,
-                hint: None,
-            },
-            Err(found) => Self {
-                what,
-                need,
-                ok: false,
-                found,
-                hint: Some(hint),
-            },
+impl Part {
+    fn title(self) -> String {
+        match self {
+            Part::Kernel(tier) => format!("kernel, tier {} ({})", tier.letter(), tier.title()),
+            Part::Installation => "this installation".to_owned(),
+            Part::Build => "building from source".to_owned(),
         }
     }
 }
 
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    part: Part,
+    what: &'static str,
+    need: Need,
+    /// Whether its part is incomplete without it.
+    #[serde(skip)]
+    required: bool,
+    ok: bool,
+    found: String,
+    /// The first kernel release that has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    since: Option<&'static str>,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hint: Option<String>,
+}
+
+impl Row {
+    fn new(
+        part: Part,
+        need: Need,
+        what: &'static str,
+        found: Result<String, String>,
+        hint: &str,
+    ) -> Self {
+        let (ok, found) = match found {
+            Ok(found) => (true, found),
+            Err(found) => (false, found),
+        };
+        Self {
+            part,
+            what,
+            need,
+            required: true,
+            ok,
+            found,
+            since: None,
+            hint: (!ok).then(|| hint.to_owned()),
+        }
+    }
+
+    fn of_feature(feature: &Feature, support: Support) -> Self {
+        let need = match (feature.tier, feature.need) {
+            (Tier::Core, features::Need::Required) => Need::Run,
+            _ => Need::Optional,
+        };
+        let hint = match feature.need {
+            features::Need::Required => feature.hint.to_owned(),
+            features::Need::Better(without) => format!("{without}; {}", feature.hint),
+        };
+        let found = match support {
+            Support::Present(found) => Ok(found),
+            Support::Absent(found) => Err(found),
+            Support::Unknown(why) => Err(format!("not tried: {why}")),
+        };
+        Self {
+            since: Some(feature.since),
+            required: feature.need == features::Need::Required,
+            ..Self::new(Part::Kernel(feature.tier), need, feature.name, found, &hint)
+        }
+    }
+}
+
+fn is_ready(rows: &[Row]) -> bool {
+    rows.iter().all(|row| row.ok || row.need != Need::Run)
+}
+
+/// Whether everything that the tier cannot do without is there.
+fn is_complete(tier: Tier, rows: &[Row]) -> bool {
+    rows.iter()
+        .filter(|row| row.part == Part::Kernel(tier))
+        .all(|row| row.ok || !row.required)
+}
+
 fn examine(globals: &Globals) -> Vec<Row> {
-    let config = globals.load_config().map_err(|error| error.to_string());
-    let mut rows = kernel_rows();
-    rows.extend(installation_rows(
-        globals,
-        config.as_ref().map_err(String::as_str),
-    ));
+    let mut rows: Vec<Row> = FEATURES
+        .iter()
+        .map(|feature| Row::of_feature(feature, feature.support()))
+        .collect();
+    rows.extend(host_rows());
+    rows.extend(installation_rows(globals));
     rows.extend(build_rows());
     rows
 }
 
-// ------------------------------------------------------------------------------------------------ the kernel
+// --------------------------------------------------------------------------------------------------- the host
 
-fn kernel_rows() -> Vec<Row> {
-    use Need::{Optional, Run};
+fn host_rows() -> Vec<Row> {
+    let row = |need, what, found, hint| Row::new(Part::Installation, need, what, found, hint);
     vec![
-        Row::new(
-            Run,
-            "kernel",
-            kernel(),
-            "Sluice needs Linux 5.15: before it, cgroup v1 classes switch interception off silently",
-        ),
-        Row::new(
-            Run,
+        row(
+            Need::Run,
             "root",
             root(),
             "run as root: loading kernel programs needs CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN",
         ),
-        Row::new(
-            Run,
-            "cgroup v2",
-            cgroup2(),
-            "mkdir -p /sys/fs/cgroup/unified && mount -t cgroup2 none /sys/fs/cgroup/unified",
-        ),
-        Row::new(
-            Run,
+        row(
+            Need::Run,
             "bpf load",
             bpf_load(),
-            "the kernel refuses BPF programs: run as root, with kernel lockdown off and bpf(2) not filtered (containers: --privileged)",
+            "the kernel refuses Sluice's programs: run as root, with kernel lockdown off and bpf(2) not filtered (containers: --privileged)",
         ),
-        Row::new(Optional, "bpffs", bpffs(), "`sluice guard load` mounts it"),
-        Row::new(
-            Optional,
-            "kernel BTF",
-            btf(),
-            "a kernel with CONFIG_DEBUG_INFO_BTF; not needed yet",
-        ),
-        Row::new(
-            Optional,
+        row(
+            Need::Optional,
             "clock",
             clock(),
             "synchronise the clock: tokens expire by it and evidence is dated by it",
         ),
     ]
-}
-
-fn kernel() -> Result<String, String> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")
-        .unwrap_or_default()
-        .trim()
-        .to_string();
-    if version(&release) >= Some((5, 15)) {
-        Ok(release)
-    } else {
-        Err(release)
-    }
-}
-
-/// Major and minor of a kernel release such as `6.1.0-18-amd64`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(['.', '-']);
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 fn root() -> Result<String, String> {
@@ -159,42 +188,10 @@ fn root() -> Result<String, String> {
     }
 }
 
-fn cgroup2() -> Result<String, String> {
-    let mount = cgroup::cgroup2_mount().map_err(|_| "not mounted".to_string())?;
-    let hybrid = if mount == Path::new("/sys/fs/cgroup") {
-        ""
-    } else {
-        " (hybrid: version 1 beside it)"
-    };
-    Ok(format!("{}{hybrid}", mount.display()))
-}
-
 fn bpf_load() -> Result<String, String> {
     guard::probe()
         .map(|()| "every program passes this kernel's verifier".into())
         .map_err(|error| error.to_string())
-}
-
-fn bpffs() -> Result<String, String> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-    let mut mounted = mounts.lines().filter_map(|line| {
-        line.split(' ')
-            .nth(1)
-            .filter(|_| line.split(' ').nth(2) == Some("bpf"))
-    });
-    match mounted.next_back() {
-        Some(place) => Ok(place.to_string()),
-        None => Err("not mounted".into()),
-    }
-}
-
-fn btf() -> Result<String, String> {
-    const PATH: &str = "/sys/kernel/btf/vmlinux";
-    if Path::new(PATH).exists() {
-        Ok(PATH.into())
-    } else {
-        Err("absent".into())
-    }
 }
 
 /// A clock before this program was written is wrong.
@@ -210,38 +207,47 @@ fn clock() -> Result<String, String> {
 
 // ------------------------------------------------------------------------------------------ this installation
 
-fn installation_rows(globals: &Globals, config: Result<&Config, &str>) -> Vec<Row> {
-    use Need::{Optional, Run};
-    let path = globals.config_path();
-    let mut rows = vec![Row::new(
-        Run,
+fn installation_rows(globals: &Globals) -> Vec<Row> {
+    let row = |need, what, found, hint| Row::new(Part::Installation, need, what, found, hint);
+    let mut rows = vec![row(
+        Need::Run,
         "configuration",
-        config
-            .map(|_| path.display().to_string())
-            .map_err(|error| format!("{}: {}", path.display(), first_line(error))),
-        "see `sluice check`, and docs/sluice.example.toml for a start",
+        configuration(globals),
+        "`sluice check` shows every error; docs/sluice.example.toml is a start",
     )];
-    if let Ok(config) = config {
-        rows.push(Row::new(
-            Optional,
+    if let Ok(config) = globals.load_config() {
+        rows.push(row(
+            Need::Optional,
             "agents cgroup",
-            agents_cgroup(config),
+            agents_cgroup(&config),
             "`sluice guard load` makes it",
         ));
-        rows.push(Row::new(
-            Optional,
+        rows.push(row(
+            Need::Optional,
             "guard",
-            guard_state(config),
+            guard_state(&config),
             "run `sluice guard load`",
         ));
     }
-    rows.push(Row::new(
-        Optional,
+    rows.push(row(
+        Need::Optional,
         "psql",
         program("psql", &["--version"]),
         "apt-get install postgresql-client",
     ));
     rows
+}
+
+/// What `sluice check` says, in short: policies and the files that are named included.
+fn configuration(globals: &Globals) -> Result<String, String> {
+    match check::errors(globals) {
+        (0, _) => Ok(globals.config_path().display().to_string()),
+        (1, Some(first)) => Err(first),
+        (count, first) => Err(format!(
+            "{count} errors, the first: {}",
+            first.unwrap_or_default()
+        )),
+    }
 }
 
 fn agents_cgroup(config: &Config) -> Result<String, String> {
@@ -264,18 +270,17 @@ fn guard_state(config: &Config) -> Result<String, String> {
 // ----------------------------------------------------------------------------------------- building from source
 
 fn build_rows() -> Vec<Row> {
-    use Need::Build;
+    let row = |what, found, hint| Row::new(Part::Build, Need::Build, what, found, hint);
     const XTASK: &str = "`cargo xtask build` installs it";
     vec![
-        Row::new(
-            Build,
+        row(
             "cargo",
             program("cargo", &["--version"]),
             "https://rustup.rs",
         ),
-        Row::new(Build, "rustc for BPF", bpf_rustc(), XTASK),
-        Row::new(Build, "bpf-linker", bpf_linker(), XTASK),
-        Row::new(Build, "libclang", libclang(), XTASK),
+        row("rustc for BPF", bpf_rustc(), XTASK),
+        row("bpf-linker", bpf_linker(), XTASK),
+        row("libclang", libclang(), XTASK),
     ]
 }
 
@@ -351,45 +356,178 @@ fn first_line(text: &str) -> &str {
 
 // -------------------------------------------------------------------------------------------------- the table
 
-fn print(rows: &[Row], ok: bool) {
+fn text(rows: &[Row]) -> String {
+    let mut text = String::new();
+    let mut part = None;
     for row in rows {
-        let state = match (row.ok, row.need) {
-            (true, _) => "ok",
-            (false, Need::Run) => "MISSING",
-            (false, Need::Build | Need::Optional) => "-",
-        };
-        println!("{:<14}  {:<8}  {}", row.what, state, row.found);
-        if let Some(hint) = row.hint {
-            println!("{:<14}  {:<8}  → {hint}", "", "");
+        if part != Some(row.part) {
+            let blank = if part.is_some() { "\n" } else { "" };
+            text += &format!("{blank}── {}\n", row.part.title());
+            part = Some(row.part);
         }
+        text += &line(row);
     }
-    println!();
-    println!(
-        "doctor: {}",
-        if ok {
-            "ready to run"
-        } else {
-            "something needed to run is missing"
-        }
-    );
+    text.push('\n');
+    for tier in Tier::ALL {
+        text += &verdict(tier, is_complete(tier, rows));
+    }
+    text += match is_ready(rows) {
+        true => "doctor: ready to run\n",
+        false => "doctor: NOT ready, something needed to run is missing\n",
+    };
+    text
+}
+
+fn line(row: &Row) -> String {
+    let state = match (row.ok, row.need) {
+        (true, _) => "ok",
+        (false, Need::Run) => "MISSING",
+        (false, Need::Build | Need::Optional) => "-",
+    };
+    let since = row.since.unwrap_or_default();
+    let found = first_line(&row.found);
+    let mut text = match row.part {
+        Part::Kernel(_) => format!("{:<22}  {since:<5} {state:<8}  {found}\n", row.what),
+        _ => format!("{:<22}  {state:<14}  {found}\n", row.what),
+    };
+    if let Some(hint) = &row.hint {
+        text += &format!("{:<38}  → {hint}\n", "");
+    }
+    text
+}
+
+fn verdict(tier: Tier, complete: bool) -> String {
+    let name = format!("tier {} ({})", tier.letter(), tier.name());
+    if complete {
+        return format!("{name}: complete\n");
+    }
+    let open = tier.open_without();
+    let open: String = open.iter().map(|what| format!("  ! {what}\n")).collect();
+    format!("{name}: NOT AVAILABLE. Without it these stay open:\n{open}")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn row(part: Part, need: Need, what: &'static str, ok: bool) -> Row {
+        let found = if ok { Ok("yes") } else { Err("absent") };
+        let found = found.map(str::to_owned).map_err(str::to_owned);
+        Row::new(part, need, what, found, "get it")
+    }
+
     #[test]
-    fn kernel_releases() {
+    fn ready_is_what_running_needs() {
+        let core = Part::Kernel(Tier::Core);
+        let lsm = Part::Kernel(Tier::Lsm);
+        for (name, rows, ready) in [
+            (
+                "all there",
+                vec![row(core, Need::Run, "connect", true)],
+                true,
+            ),
+            (
+                "core lacks",
+                vec![row(core, Need::Run, "connect", false)],
+                false,
+            ),
+            (
+                "check has errors",
+                vec![
+                    row(core, Need::Run, "connect", true),
+                    row(Part::Installation, Need::Run, "configuration", false),
+                ],
+                false,
+            ),
+            (
+                "only the optional lacks",
+                vec![
+                    row(lsm, Need::Optional, "LSM programs", false),
+                    row(Part::Build, Need::Build, "cargo", false),
+                ],
+                true,
+            ),
+        ] {
+            assert_eq!(is_ready(&rows), ready, "{name}");
+            let says = text(&rows);
+            assert_eq!(
+                says.contains("doctor: ready to run"),
+                ready,
+                "{name}: {says}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_tier_that_is_not_there_is_said_loudly() {
         let rows = [
-            ("6.1.0-18-amd64", Some((6, 1))),
-            ("5.15-rc1", Some((5, 15))),
-            ("5.15.0", Some((5, 15))),
-            ("5.4.0-1-generic", Some((5, 4))),
-            ("", None),
-            ("x.y", None),
+            row(Part::Kernel(Tier::Core), Need::Run, "connect", true),
+            Row {
+                required: false,
+                ..row(
+                    Part::Kernel(Tier::Core),
+                    Need::Optional,
+                    "bpf_set_retval",
+                    false,
+                )
+            },
+            row(
+                Part::Kernel(Tier::Lsm),
+                Need::Optional,
+                "LSM programs",
+                false,
+            ),
         ];
-        for (release, expected) in rows {
-            assert_eq!(version(release), expected, "{release}");
+        let says = text(&rows);
+        assert!(says.contains("tier A (core): complete"), "{says}");
+        assert!(says.contains("tier B (launcher): complete"), "{says}");
+        assert!(says.contains("tier C (LSM): NOT AVAILABLE"), "{says}");
+        assert!(says.contains("SCM_RIGHTS"), "{says}");
+    }
+
+    #[test]
+    fn a_feature_becomes_a_row() {
+        let feature = |name: &str| {
+            let found = FEATURES.iter().find(|feature| feature.name == name);
+            found.expect("it is in the table")
+        };
+        let (connect, retval) = (feature("connect"), feature("bpf_set_retval"));
+        let absent = || Support::Absent("this kernel has none".to_owned());
+        for (name, row, need, ok, hint) in [
+            (
+                "there",
+                Row::of_feature(connect, Support::Present("yes".to_owned())),
+                Need::Run,
+                true,
+                None,
+            ),
+            (
+                "needed",
+                Row::of_feature(connect, absent()),
+                Need::Run,
+                false,
+                Some("CONFIG_CGROUP_BPF"),
+            ),
+            (
+                "only better",
+                Row::of_feature(retval, absent()),
+                Need::Optional,
+                false,
+                Some("EPERM instead of ECONNREFUSED"),
+            ),
+            (
+                "not tried",
+                Row::of_feature(connect, Support::Unknown("only root can try".to_owned())),
+                Need::Run,
+                false,
+                Some("CONFIG_CGROUP_BPF"),
+            ),
+        ] {
+            assert_eq!((row.need, row.ok), (need, ok), "{name}");
+            match hint {
+                None => assert_eq!(row.hint, None, "{name}"),
+                Some(part) => assert!(row.hint.unwrap().contains(part), "{name}"),
+            }
         }
     }
 }

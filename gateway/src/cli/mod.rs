@@ -17,6 +17,7 @@ mod guard;
 mod replay;
 mod run;
 mod sessions;
+mod status;
 mod tail;
 
 /// Sluice: prove who ran what, when, and what they saw.
@@ -83,6 +84,8 @@ enum Command {
     Audit(audit::Args),
     /// Check configuration and policies: every error at once
     Check(check::Args),
+    /// Show whether agents are intercepted, and what each of them did (root)
+    Status(status::Args),
     /// Show what this host has and what is missing
     Doctor(doctor::Args),
 }
@@ -100,6 +103,7 @@ pub fn main() -> Result<ExitCode> {
         Command::Replay(args) => replay::run(args, &globals),
         Command::Audit(args) => audit::run(args, &globals),
         Command::Check(args) => check::run(args, &globals),
+        Command::Status(args) => status::run(args, &globals),
         Command::Doctor(args) => doctor::run(args, &globals),
     }
 }

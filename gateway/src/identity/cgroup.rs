@@ -136,13 +136,13 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::time::Duration;
 
     use super::*;
     use crate::config::{Algorithm, Issuer, JwksSource};
 
-    fn agent(name: &str, cgroup: &str) -> Arc<Agent> {
+    pub(crate) fn agent(name: &str, cgroup: &str) -> Arc<Agent> {
         Arc::new(Agent {
             name: name.to_owned(),
             cgroup: cgroup.to_owned(),

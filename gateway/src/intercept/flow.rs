@@ -73,7 +73,7 @@ impl Flow {
     }
 }
 
-fn until_zero(bytes: &[u8]) -> Cow<'_, str> {
+pub(super) fn until_zero(bytes: &[u8]) -> Cow<'_, str> {
     let text = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
     String::from_utf8_lossy(text)
 }

@@ -9,6 +9,7 @@ use std::marker::PhantomData;
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
+use std::time::Duration;
 
 use aya::Pod;
 use aya::maps::{Map, MapData, RingBuf};
@@ -253,18 +254,28 @@ pub struct Heartbeat(Table<u32, u64>);
 
 impl Heartbeat {
     pub fn beat(&self) -> Result<(), InterceptError> {
-        let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
-            .map_err(|error| InterceptError::bpf("reading the clock", error))?;
-        // Both are positive; at 0 the kernel programs take the gateway for dead.
-        let nanoseconds =
-            now.tv_sec().unsigned_abs() * 1_000_000_000 + now.tv_nsec().unsigned_abs();
-        self.0.set(&0, &nanoseconds)
+        // At 0 the kernel programs take the gateway for dead.
+        self.0.set(&0, &monotonic_ns()?)
+    }
+
+    /// How long ago the last beat was; `None` when the gateway said that it stops, or never was.
+    pub fn age(&self) -> Result<Option<Duration>, InterceptError> {
+        let last = self.0.get(&0)?.unwrap_or(0);
+        let age = monotonic_ns()?.saturating_sub(last);
+        Ok((last != 0).then(|| Duration::from_nanos(age)))
     }
 
     /// From now on connects fail, without waiting until the last beat is stale.
     pub fn stop(&self) -> Result<(), InterceptError> {
         self.0.set(&0, &0)
     }
+}
+
+fn monotonic_ns() -> Result<u64, InterceptError> {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .map_err(|error| InterceptError::bpf("reading the clock", error))?;
+    // Both are positive.
+    Ok(now.tv_sec().unsigned_abs() * 1_000_000_000 + now.tv_nsec().unsigned_abs())
 }
 
 /// The destinations the kernel redirects; everything else it refuses by itself.

@@ -13,6 +13,8 @@ use std::path::PathBuf;
 
 pub mod cgroup;
 pub mod descriptors;
+pub mod denials;
+pub mod features;
 mod flow;
 pub mod guard;
 mod hooks;
@@ -36,6 +38,8 @@ pub use version::{KernelVersion, OLDEST_KERNEL, required_kernel};
 /// What went wrong at the kernel edge, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum InterceptError {
+    #[error(transparent)]
+    Floor(#[from] features::FloorError),
     #[error("no cgroup v2 mount: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")]
     NoCgroup2,
     // The causes are part of the text, so they are not sources: a printed chain would repeat them.

@@ -11,7 +11,7 @@ use std::path::Path;
 use aya::Pod;
 use aya_obj::generated::{
     bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_link_info, bpf_link_type, bpf_map_info,
-    bpf_prog_info, bpf_prog_type,
+    bpf_map_type, bpf_prog_info, bpf_prog_type,
 };
 
 /// A link, as the kernel describes it.
@@ -288,6 +288,27 @@ pub fn replace_program(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Res
     Ok(())
 }
 
+/// Makes a map that is gone with its descriptor (`BPF_MAP_CREATE`).
+pub fn create_map(
+    kind: bpf_map_type,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+) -> io::Result<OwnedFd> {
+    // SAFETY: all-zero is a valid bpf_attr, and no pointer is in it.
+    let fd = unsafe {
+        let mut attr: bpf_attr = zeroed();
+        let create = &mut attr.__bindgen_anon_1;
+        create.map_type = kind as u32;
+        create.key_size = key_size;
+        create.value_size = value_size;
+        create.max_entries = max_entries;
+        bpf(bpf_cmd::BPF_MAP_CREATE, &mut attr)?
+    };
+    // SAFETY: the kernel just gave us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// What a map is made of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapShape {
@@ -391,7 +412,7 @@ const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 const BPF_F_RDONLY: u32 = 1 << 3;
 
 /// SAFETY: `attr` must be filled as `command` demands, its pointers valid for the call.
-unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
+pub(super) unsafe fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i32> {
     // SAFETY: the caller's.
     let result = unsafe {
         libc::syscall(

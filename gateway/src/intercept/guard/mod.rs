@@ -19,6 +19,8 @@ use crate::config;
 mod inspect;
 mod settings;
 
+pub use settings::HEARTBEAT_MAX;
+
 pub use inspect::{Denials, LinkState, Report, inspect, verify};
 
 const AGAIN: &str = "run `sluice guard load`";

@@ -12,7 +12,7 @@ use crate::intercept::maps::{self, Table};
 use crate::intercept::{InterceptError, cgroup, pins};
 
 /// The gateway beats every half second; after this long without one it is taken for dead.
-const HEARTBEAT_MAX: Duration = Duration::from_secs(3);
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(3);
 
 /// The key of the counters that find no room of their own.
 const OVERFLOW: u64 = 0;
