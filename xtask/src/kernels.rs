@@ -85,8 +85,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
     let logs = build_ebpf::target_folder().join("kernels");
     fs::create_dir_all(&logs)?;
     println!(
-        "{:<28} {:<13} {:<20} {:<8}  result",
-        "kernel", "lsm=", "guard", "LSM tier"
+        "{:<28} {:<13} {:<6}  {:<18}  {:<8}  result",
+        "kernel", "lsm=", "doctor", "guard", "LSM tier"
     );
     let mut wrong = 0;
     for release in chosen {
@@ -195,10 +195,18 @@ fn print(lsm: &str, steps: &[Step], problems: &[String]) {
         [] => first_line(load),
         _ => "WRONG",
     };
-    println!("{release:<28} {lsm:<13} {guard:<20} {tier:<8}  {result}");
+    let doctor = complete_tiers(steps);
+    println!("{release:<28} {lsm:<13} {doctor:<6}  {guard:<18}  {tier:<8}  {result}");
     for problem in problems {
         println!("    {problem}");
     }
+}
+
+/// The letters of the tiers that `sluice doctor` finds this kernel has everything for.
+fn complete_tiers(steps: &[Step]) -> String {
+    let lines = step(steps, "doctor").output.lines();
+    let complete = lines.filter_map(|line| line.strip_prefix("tier ")?.strip_suffix(": complete"));
+    complete.filter_map(|tier| tier.chars().next()).collect()
 }
 
 /// The security hooks that `guard load` says it is on.

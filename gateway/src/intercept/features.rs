@@ -323,7 +323,7 @@ pub const FEATURES: &[Feature] = &[
     Feature::lsm("bpf among the LSMs", "5.7", lsm_list)
         .hint("CONFIG_BPF_LSM, and `bpf` in the kernel's command line: lsm=…,bpf"),
     Feature::lsm("kernel BTF", "5.2", btf).hint("a kernel with CONFIG_DEBUG_INFO_BTF"),
-    Feature::lsm("LSM programs", "5.7", probe::lsm_program)
+    Feature::lsm("LSM programs", "6.0", probe::lsm_program)
         .hint("the kernel must permit loading them: lockdown off, no stricter policy above it"),
 ];
 

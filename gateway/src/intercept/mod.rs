@@ -12,8 +12,8 @@
 use std::path::PathBuf;
 
 pub mod cgroup;
-pub mod descriptors;
 pub mod denials;
+pub mod descriptors;
 pub mod features;
 mod flow;
 pub mod guard;

@@ -53,6 +53,10 @@ pub fn initramfs() -> Result<PathBuf> {
         "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/:/bin/sh\n",
     )?;
     fs::write(root.join("etc/sluice/sluice.toml"), "")?;
+    fs::copy(
+        build_ebpf::workspace().join("policies/read-only.cedar"),
+        root.join("etc/sluice/policies/read-only.cedar"),
+    )?;
     fs::write(root.join("init"), GUEST)?;
     fs::set_permissions(root.join("init"), fs::Permissions::from_mode(0o755))?;
     fs::copy("/bin/busybox", root.join("bin/busybox")).context("copying /bin/busybox")?;

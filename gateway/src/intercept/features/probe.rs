@@ -67,9 +67,9 @@ pub(super) fn helpers(in_program: ProgramType, helpers: &[(&str, BpfHelper)]) ->
     }))
 }
 
-/// Loads a program at one of the LSM's hooks, and attaches it for an instant; it permits everything.
+/// Loads a program for one of the LSM's hooks as a cgroup has them.
 pub(super) fn lsm_program() -> Support {
-    match is_program_supported(ProgramType::Lsm(LsmAttachType::Mac)) {
+    match is_program_supported(ProgramType::Lsm(LsmAttachType::Cgroup)) {
         Ok(true) => yes(),
         Ok(false) => Support::Absent("this kernel has none".to_owned()),
         Err(error) => refused_program(&error),
