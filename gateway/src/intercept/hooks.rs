@@ -55,7 +55,7 @@ impl Hook {
         self.program.get(..15).unwrap_or(self.program)
     }
 
-    pub fn is_on(&self, kernel: KernelVersion) -> bool {
+    fn is_on(&self, kernel: KernelVersion) -> bool {
         self.since.is_none_or(|since| since <= kernel)
     }
 }

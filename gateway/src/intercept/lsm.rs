@@ -5,7 +5,7 @@
 //! the others, the programs are attached to the agents' cgroup and their links are pinned.
 
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::Path;
 
@@ -14,6 +14,7 @@ use aya::programs::{LsmCgroup, ProgramError};
 use aya_obj::generated::bpf_attach_type::BPF_LSM_CGROUP;
 use serde::Serialize;
 
+use super::features::{Support, lsm_list};
 use super::hooks::{self, Hook, Place};
 use super::object::Object;
 use super::{KernelVersion, chain, pins};
@@ -82,8 +83,6 @@ const PROGRAMS: &[Program] = &[
     )
     .needs("socket_post_create"),
 ];
-
-const MODULES: &str = "/sys/kernel/security/lsm";
 
 /// Which programs of the tier protect, and what is open without the others.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -163,13 +162,15 @@ fn kernel_types() -> Result<Btf, String> {
     {
         return Err(format!("it needs Linux {since}"));
     }
-    let modules = fs::read_to_string(MODULES)
-        .map_err(|error| format!("{MODULES}: {error}; mount securityfs"))?;
-    let modules = modules.trim();
-    if !modules.split(',').any(|module| module == "bpf") {
-        return Err(format!(
-            "the kernel runs without the bpf security module: boot it with lsm={modules},bpf"
-        ));
+    // Without the module the programs could be attached all the same, and never run.
+    match lsm_list() {
+        Support::Present(_) => {}
+        Support::Absent(list) => {
+            return Err(format!(
+                "the kernel runs without the bpf security module ({list}): add bpf to lsm= on its command line"
+            ));
+        }
+        Support::Unknown(why) => return Err(why),
     }
     Btf::from_sys_fs().map_err(|error| chain(&error))
 }
