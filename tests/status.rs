@@ -58,7 +58,7 @@ fn doctor_tells_what_each_tier_lacks() {
         gateway
             .sluice(["doctor"])
             .prints("tier C (LSM): NOT AVAILABLE")
-            .prints("SCM_RIGHTS");
+            .prints("user namespaces");
     }
 }
 

@@ -184,6 +184,13 @@ pub const fn listens(listener: Option<Listener>, destination: Address) -> Result
     }
 }
 
+/// Whether a datagram is addressed to the gateway's resolver already: the kernel gives a socket's peer with
+/// every call where that is a v4-mapped one, and connect's hook has made it the gateway.
+#[inline(always)]
+pub const fn is_asking(kind: u8, to: Address, port: u16, gateway_port: u16) -> bool {
+    kind == kind::DNS && to.is_loopback() && port == gateway_port
+}
+
 /// A socket bound to another device than loopback would send the rewritten packets out through it.
 #[inline(always)]
 pub const fn bound_device(interface: u32) -> Result<(), Denial> {

@@ -40,6 +40,9 @@ const BROKER_CAPABILITIES: &str =
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The gateway's /etc/hosts, in the installation's folder.
+const HOSTS: &str = "etc/hosts";
+
 /// What a test may choose before the gateway starts.
 pub struct Setup {
     database: u16,
@@ -53,6 +56,9 @@ pub struct Setup {
     storage: Option<&'static str>,
     algorithms: String,
     pure_cgroup2: bool,
+    /// Sections at the end of the configuration.
+    more: String,
+    hosts: Option<String>,
 }
 
 /// An installation whose gateway runs (until the test kills it).
@@ -97,7 +103,21 @@ impl Setup {
             storage: None,
             algorithms: r#"["RS256", "ES256", "EdDSA"]"#.to_owned(),
             pure_cgroup2: false,
+            more: String::new(),
+            hosts: None,
         }
+    }
+
+    /// The gateway's own /etc/hosts, which nobody else sees.
+    pub fn hosts(mut self, lines: &str) -> Self {
+        self.hosts = Some(lines.to_owned());
+        self
+    }
+
+    /// Adds sections to the configuration, written as TOML.
+    pub fn adding(mut self, sections: &str) -> Self {
+        self.more.push_str(sections);
+        self
     }
 
     /// Uses another of the profiles in /policies.
@@ -242,7 +262,8 @@ addresses = ["127.0.0.1:{database}", "[::1]:{database}"]
 database = "{shop}"
 tls = {tls}
 credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" }}
-{masks}"#,
+{masks}{more}"#,
+            more = self.more,
             port = gateway.port.number,
             max_sessions = self.max_sessions,
             pins = gateway.pins.display(),
@@ -253,6 +274,9 @@ credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" 
             user = postgres::USER,
         );
         gateway.write("etc/sluice/sluice.toml", &config);
+        if let Some(hosts) = &self.hosts {
+            gateway.write(HOSTS, hosts);
+        }
         let token = gateway.issuer.token_for(SUBJECT).sign();
         gateway.issue(&token);
         if let Some(size) = self.storage {
@@ -281,8 +305,24 @@ impl Gateway {
             self.start_broker();
         }
         let ready = format!("ready on 127.0.0.1:{}", self.port.number);
-        let command = self.sluice_command(["run"]);
+        let command = self.with_its_hosts(self.sluice_command(["run"]));
         self.running = Some(self.launch(command, &ready));
+    }
+
+    /// The command in a mount namespace where /etc/hosts is the installation's, if it has one.
+    fn with_its_hosts(&self, command: Command) -> Command {
+        let hosts = self.root.path().join(HOSTS);
+        if !hosts.exists() {
+            return command;
+        }
+        let mut wrapped = Command::new("unshare");
+        wrapped
+            .args(["--mount", "sh", "-ec"])
+            .arg(r#"mount --bind "$0" /etc/hosts; exec "$@""#)
+            .arg(hosts)
+            .arg(command.get_program())
+            .args(command.get_args());
+        wrapped
     }
 
     /// Starts the broker (again) and waits for its ready line.

@@ -158,6 +158,19 @@ fn destinations_that_are_denied_whatever_the_tables_say() {
 }
 
 #[test]
+fn a_redirected_datagram_socket_may_go_on() {
+    let rows = [
+        ("its gateway", kind::DNS, "127.0.0.1", PORT, true),
+        ("without a flow", kind::NONE, "127.0.0.1", PORT, false),
+        ("another port", kind::DNS, "127.0.0.1", 9, false),
+        ("another host", kind::DNS, "192.0.2.7", PORT, false),
+    ];
+    for (name, kind, to, port, expected) in rows {
+        assert_eq!(is_asking(kind, address(to), port, PORT), expected, "{name}");
+    }
+}
+
+#[test]
 fn routes() {
     let rows = [
         ("own listener", 8080, true, false, Ok(Route::Local)),

@@ -140,14 +140,11 @@ pub fn received(by: Caller, bytes: u32) {
 pub fn denied(why: Denial, by: Caller, attempt: Attempt) {
     if let Some(counters) = counters(by.subtree) {
         // SAFETY: the array has an element for every denial.
-        add(
-            unsafe {
-                addr_of_mut!((*counters).denied)
-                    .cast::<u64>()
-                    .add(why as usize)
-            },
-            1,
-        );
+        let counter = unsafe {
+            let all: *mut u64 = addr_of_mut!((*counters).denied).cast();
+            all.add(why as usize)
+        };
+        add(counter, 1);
     }
     tell(why, by, attempt);
 }

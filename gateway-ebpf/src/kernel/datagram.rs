@@ -42,7 +42,8 @@ fn send(
     };
     let asked = Asked::new(call, settings, named.effective(), port, IPPROTO_UDP);
     match ask(&asked, settings) {
-        Ok(()) => {
+        Ok(Question::Further) => ALLOW_REDIRECTED,
+        Ok(Question::First) => {
             let gateway = asked.attempt.destination.gateway();
             rewrite(call, gateway, settings.gateway_port as u16);
             ALLOW_REDIRECTED
@@ -51,16 +52,33 @@ fn send(
     }
 }
 
+#[derive(Clone, Copy)]
+enum Question {
+    First,
+    /// On a socket that connect(2) has sent to the gateway, and addressed to it.
+    Further,
+}
+
 #[inline(always)]
-fn ask(asked: &Asked, settings: &Settings) -> Result<(), Denial> {
-    match decide::call(IPPROTO_UDP, asked.attempt.port)? {
-        Call::Dns => {}
-        Call::Tcp => return Err(Denial::Datagram),
-    }
-    asked.gateway_is_there(settings)?;
-    asked.note(kind::DNS)?;
+fn ask(asked: &Asked, settings: &Settings) -> Result<Question, Denial> {
+    let gateway_port = settings.gateway_port as u16;
+    let noted =
+        maps::stored(&SK_ORIG, call::socket(asked.call)).map_or(kind::NONE, |flow| flow.kind);
+    let (to, port) = (asked.attempt.destination, asked.attempt.port);
+    let question = if decide::is_asking(noted, to, port, gateway_port) {
+        asked.gateway_is_there(settings)?;
+        Question::Further
+    } else {
+        match decide::call(IPPROTO_UDP, port)? {
+            Call::Dns => {}
+            Call::Tcp => return Err(Denial::Datagram),
+        }
+        asked.gateway_is_there(settings)?;
+        asked.note(kind::DNS)?;
+        Question::First
+    };
     account::count(asked.by, What::Dns);
-    Ok(())
+    Ok(question)
 }
 
 #[cgroup_sock_addr(recvmsg4)]

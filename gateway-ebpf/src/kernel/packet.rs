@@ -195,7 +195,7 @@ fn headers(packet: *mut __sk_buff) -> Option<Headers> {
             if fragment != 0 {
                 return None;
             }
-            let protocol = u32::from_be(words[2]) >> 16 & 0xff;
+            let protocol = (u32::from_be(words[2]) >> 16) & 0xff;
             let length = u32::from(first & 0xf) * 4;
             (
                 protocol,
@@ -207,7 +207,7 @@ fn headers(packet: *mut __sk_buff) -> Option<Headers> {
         6 => {
             let words: [u32; 10] = load(packet, 0)?;
             // Payload length, next header, hop limit.
-            let protocol = u32::from_be(words[1]) >> 8 & 0xff;
+            let protocol = (u32::from_be(words[1]) >> 8) & 0xff;
             let source = Address([words[2], words[3], words[4], words[5]]);
             let destination = Address([words[6], words[7], words[8], words[9]]);
             (protocol, source, destination, 40)

@@ -270,6 +270,9 @@ pub enum Event {
         who: Who,
         /// The address the agent dialled.
         original: String,
+        /// The name it was given that address for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        host: Option<String>,
         policy_sha256: String,
         rule: String,
         /// The address the gateway dialled.
@@ -503,6 +506,7 @@ pub(crate) mod tests {
             session: session(n),
             who: who(),
             original: "127.0.0.1:5432".into(),
+            host: None,
             policy_sha256: "ab".repeat(32),
             rule: "agents-may-connect".into(),
             upstream: "127.0.0.1:5432".into(),

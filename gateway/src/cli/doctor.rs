@@ -442,7 +442,7 @@ mod tests {
             (
                 "only the optional lacks",
                 vec![
-                    row(lsm, Need::Optional, "LSM programs", false),
+                    row(lsm, Need::Optional, "LSM cgroup programs", false),
                     row(Part::Build, Need::Build, "cargo", false),
                 ],
                 true,
@@ -474,7 +474,7 @@ mod tests {
             row(
                 Part::Kernel(Tier::Lsm),
                 Need::Optional,
-                "LSM programs",
+                "LSM cgroup programs",
                 false,
             ),
         ];
@@ -482,7 +482,7 @@ mod tests {
         assert!(says.contains("tier A (core): complete"), "{says}");
         assert!(says.contains("tier B (launcher): complete"), "{says}");
         assert!(says.contains("tier C (LSM): NOT AVAILABLE"), "{says}");
-        assert!(says.contains("SCM_RIGHTS"), "{says}");
+        assert!(says.contains("user namespaces"), "{says}");
     }
 
     #[test]

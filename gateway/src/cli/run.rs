@@ -5,23 +5,33 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use super::Globals;
-use crate::{app, store, telemetry};
+use crate::app::{self, Herald, Predecessor};
+use crate::telemetry;
 
 #[derive(clap::Args, Debug)]
-pub struct Args {}
+pub struct Args {
+    /// Take over from the gateway behind standard input, which started this one
+    #[arg(long, hide = true)]
+    take_over: bool,
+}
 
-pub fn run(_args: Args, globals: &Globals) -> Result<ExitCode> {
+pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     telemetry::start(globals.json);
-    let config = globals.load_config()?;
-    let policies = store::policies::load(&config.policies).map_err(|errors| {
-        let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
-        anyhow::anyhow!("the policies are refused:\n{}", lines.join("\n"))
-    })?;
+    let predecessor = args.take_over.then(Predecessor::inherited).transpose()?;
+    let herald = predecessor.as_ref().map(Predecessor::herald);
+    let ended = gateway(predecessor, globals);
+    if let (Err(error), Some(herald)) = (&ended, herald) {
+        Herald::failed(&herald, error);
+    }
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+fn gateway(predecessor: Option<Predecessor>, globals: &Globals) -> Result<()> {
+    let start = app::prepare(globals.load_config()?, predecessor)?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .thread_name("session")
         .build()
         .context("starting the session threads")?;
-    runtime.block_on(app::run(config, policies))?;
-    Ok(ExitCode::SUCCESS)
+    runtime.block_on(app::run(start))
 }

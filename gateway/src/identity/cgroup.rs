@@ -2,9 +2,13 @@
 //!
 //! A cgroup's id is the inode number of its directory (kernfs numbers nodes with 64 bits and does not reuse
 //! them), so an id is resolved by looking for that inode below the agents' root. The walk is breadth-first
-//! and bounded; what it finds is remembered, and checked again with one `stat` before it is believed.
+//! and bounded; what it finds is remembered, and checked again with one `stat` before it is believed. An id
+//! that was not found stays unknown: whatever had it is gone for good, and whoever keeps asking costs no walk.
+//!
+//! The kernel counts by *subtree*: the directory directly below the agents' root. An agent may have its cgroup
+//! there, or deeper, where several agents share a subtree.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +16,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::Agent;
+
+/// How many ids of removed cgroups are remembered as such. Past this they are looked for again.
+const MAX_GONE: usize = 4096;
 
 /// An agent that may create cgroups could create them without end; past this many the search gives up, and
 /// the connection is refused. `cgroup.max.descendants` limits them earlier.
@@ -36,6 +43,18 @@ pub struct Located {
     pub agent: Option<Arc<Agent>>,
 }
 
+/// What the kernel counts together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subtree {
+    /// Relative to the mount: `agents.slice/report-bot`, or the agents' root itself for processes that are
+    /// directly in it.
+    pub path: String,
+    /// The agent whose cgroup this is: the others here are its subagents. `None` if it is nobody's as a whole.
+    pub agent: Option<Arc<Agent>>,
+    /// Every agent whose cgroup is the subtree or below it, outer ones first.
+    pub agents: Vec<Arc<Agent>>,
+}
+
 /// The agents by cgroup, and the cgroups that exist below their root.
 #[derive(Debug)]
 pub struct AgentTree {
@@ -44,6 +63,8 @@ pub struct AgentTree {
     agents: BTreeMap<String, Arc<Agent>>,
     /// id → path relative to the mount, as it was when it was last seen
     seen: Mutex<BTreeMap<u64, String>>,
+    /// ids that a walk did not find
+    gone: Mutex<BTreeSet<u64>>,
 }
 
 impl AgentTree {
@@ -54,18 +75,63 @@ impl AgentTree {
             root: agents_root.trim_matches('/').to_owned(),
             agents: agents.map(|agent| (agent.cgroup.clone(), agent)).collect(),
             seen: Mutex::default(),
+            gone: Mutex::default(),
         }
     }
 
     /// The cgroup with this id, and its agent. An id outside the agents' root is an error.
     pub fn locate(&self, cgroup_id: u64) -> Result<Located, CgroupError> {
-        let remembered = self.seen().get(&cgroup_id).cloned();
-        let cgroup_path = match remembered.filter(|path| self.id_of(path) == Some(cgroup_id)) {
-            Some(path) => path,
-            None => self.search(cgroup_id)?,
-        };
+        let cgroup_path = self.path_of(cgroup_id)?;
         let agent = self.nearest_agent(&cgroup_path);
         Ok(Located { cgroup_path, agent })
+    }
+
+    /// The path of the cgroup with this id, relative to the mount.
+    pub fn path_of(&self, cgroup_id: u64) -> Result<String, CgroupError> {
+        let remembered = self.seen().get(&cgroup_id).cloned();
+        match remembered.filter(|path| self.id_of(path) == Some(cgroup_id)) {
+            Some(path) => Ok(path),
+            None if self.gone().contains(&cgroup_id) => Err(CgroupError::Unknown(cgroup_id)),
+            None => self.search(cgroup_id),
+        }
+    }
+
+    /// The subtree with this id (the `subtree` of flows, events and counters), and whose it is.
+    pub fn subtree(&self, id: u64) -> Result<Subtree, CgroupError> {
+        let path = self.path_of(id)?;
+        // The agents' root is counted for the processes in it alone: nobody is registered there.
+        if path == self.root {
+            return Ok(Subtree {
+                path,
+                agent: None,
+                agents: Vec::new(),
+            });
+        }
+        let agents: Vec<Arc<Agent>> = self
+            .agents
+            .iter()
+            .filter(|(cgroup, _)| is_within(cgroup, &path))
+            .map(|(_, agent)| Arc::clone(agent))
+            .collect();
+        let agent = self.agents.get(&path).cloned();
+        Ok(Subtree {
+            path,
+            agent,
+            agents,
+        })
+    }
+
+    /// The path of the subtree that a cgroup is in: `agents.slice/team` for `agents.slice/team/bot/worker`.
+    pub fn subtree_path<'a>(&self, cgroup_path: &'a str) -> &'a str {
+        let below = cgroup_path
+            .strip_prefix(self.root.as_str())
+            .and_then(|rest| rest.strip_prefix('/'));
+        match below.and_then(|below| below.find('/')) {
+            Some(end) => cgroup_path
+                .get(..self.root.len() + 1 + end)
+                .unwrap_or(cgroup_path),
+            None => cgroup_path,
+        }
     }
 
     fn nearest_agent(&self, cgroup_path: &str) -> Option<Arc<Agent>> {
@@ -94,7 +160,14 @@ impl AgentTree {
         }
         let path = found.get(&cgroup_id).cloned();
         *self.seen() = found;
-        path.ok_or(CgroupError::Unknown(cgroup_id))
+        path.ok_or_else(|| {
+            let mut gone = self.gone();
+            if gone.len() >= MAX_GONE {
+                gone.clear();
+            }
+            gone.insert(cgroup_id);
+            CgroupError::Unknown(cgroup_id)
+        })
     }
 
     fn children(&self, path: &str) -> Result<Vec<String>, CgroupError> {
@@ -128,6 +201,16 @@ impl AgentTree {
     fn seen(&self) -> MutexGuard<'_, BTreeMap<u64, String>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn gone(&self) -> MutexGuard<'_, BTreeSet<u64>> {
+        self.gone.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_within(inner: &str, outer: &str) -> bool {
+    inner
+        .strip_prefix(outer)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// A directory that was removed while it was being read.
@@ -225,6 +308,69 @@ pub(crate) mod tests {
         assert_eq!(tree.locate(id).unwrap().agent.unwrap().name, "b");
         fs::remove_dir(path("b")).unwrap();
         assert!(tree.locate(id).is_err());
+    }
+
+    #[test]
+    fn subtrees_are_what_the_kernel_counts() {
+        let mount = tempfile::tempdir().unwrap();
+        for path in ["a/x/y", "team/b/c", "team/d", "loose/x", "teams"] {
+            fs::create_dir_all(mount.path().join("agents.slice").join(path)).unwrap();
+        }
+        let agents = [
+            agent("a", "agents.slice/a"),
+            agent("b", "agents.slice/team/b"),
+            agent("c", "agents.slice/team/b/c"),
+            agent("f", "agents.slice/a/x"),
+            agent("d", "agents.slice/team/d"),
+            agent("e", "agents.slice/loose/x/not-yet"),
+        ];
+        let tree = AgentTree::new(mount.path(), "agents.slice", agents.into_iter());
+        for (path, agent, agents) in [
+            ("agents.slice/a", Some("a"), &["a", "f"][..]),
+            ("agents.slice/team", None, &["b", "c", "d"]),
+            ("agents.slice/teams", None, &[]),
+            ("agents.slice/loose", None, &["e"]),
+            ("agents.slice", None, &[]),
+        ] {
+            let id = fs::metadata(mount.path().join(path)).unwrap().ino();
+            let subtree = tree.subtree(id).unwrap();
+            assert_eq!(subtree.path, path);
+            let name = |agent: &Arc<Agent>| agent.name.clone();
+            assert_eq!(subtree.agent.as_ref().map(name).as_deref(), agent, "{path}");
+            assert_eq!(
+                subtree.agents.iter().map(name).collect::<Vec<_>>(),
+                agents,
+                "{path}"
+            );
+        }
+        for (path, subtree) in [
+            ("agents.slice/team/b/c", "agents.slice/team"),
+            ("agents.slice/a", "agents.slice/a"),
+            ("agents.slice", "agents.slice"),
+        ] {
+            assert_eq!(tree.subtree_path(path), subtree);
+        }
+    }
+
+    #[test]
+    fn who_asks_for_what_is_gone_costs_no_walk() {
+        let mount = tempfile::tempdir().unwrap();
+        let path = mount.path().join("agents.slice/a");
+        fs::create_dir_all(&path).unwrap();
+        let tree = AgentTree::new(mount.path(), "agents.slice", std::iter::empty());
+        let id = fs::metadata(&path).unwrap().ino();
+        fs::rename(&path, mount.path().join("elsewhere")).unwrap();
+        assert!(tree.locate(id).is_err());
+        // A cgroup cannot come back; a directory can, and shows that nobody looked.
+        fs::rename(mount.path().join("elsewhere"), &path).unwrap();
+        assert!(tree.locate(id).is_err());
+        for other in 1..=MAX_GONE as u64 {
+            assert!(tree.locate(u64::MAX - other).is_err());
+        }
+        assert!(
+            tree.locate(id).is_ok(),
+            "the memory of what is gone has an end"
+        );
     }
 
     #[test]

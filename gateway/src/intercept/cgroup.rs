@@ -124,7 +124,7 @@ fn parse_cgroup2(line: &str) -> Option<(&str, PathBuf)> {
 }
 
 /// Blanks and backslashes in mount points are written as three octal digits.
-fn unescape(field: &str) -> PathBuf {
+pub fn unescape(field: &str) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field.as_bytes();
     while let [first, tail @ ..] = rest {

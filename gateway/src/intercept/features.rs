@@ -5,9 +5,8 @@
 //! the core cannot see and the launcher only closes for agents that it started; many kernels do not offer it.
 //!
 //! Features are tried, not derived from the version: distributions port features back, and switch others
-//! off. Only the floor goes by version, because what is missing below it cannot be tried: until 5.15 a socket
-//! loses its cgroup when a version 1 class (net_cls, net_prio) is used, and interception ends without a sign
-//! (kernel commit 8520e224f547).
+//! off. Only the floor goes by version ([`OLDEST_KERNEL`](super::OLDEST_KERNEL)): what is wrong below it cannot
+//! be tried.
 
 use std::fs;
 use std::path::Path;
@@ -18,46 +17,9 @@ use aya::sys::BpfHelper;
 use aya_obj::generated::{bpf_attach_type as attach, bpf_prog_type as prog};
 use serde::Serialize;
 
+use super::version::required_kernel;
+
 mod probe;
-
-/// The oldest kernel on which nothing of the core can be lost silently.
-const FLOOR: (u32, u32) = (5, 15);
-
-/// The kernel is too old to be safe.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "kernel {release:?} is older than {}.{}: there, a use of cgroup v1 classes (net_cls, net_prio) detaches \
-     sockets from their cgroup and interception ends silently. Use a newer kernel", FLOOR.0, FLOOR.1
-)]
-pub struct FloorError {
-    release: String,
-}
-
-/// Whether this kernel is one that the guard may be loaded on.
-pub fn floor() -> Result<(), FloorError> {
-    is_above_floor(&release())
-}
-
-/// `6.1.0-18-amd64`; empty when it cannot be told, which is below every floor.
-pub fn release() -> String {
-    let text = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    text.trim().to_owned()
-}
-
-fn is_above_floor(release: &str) -> Result<(), FloorError> {
-    match version(release) {
-        Some(version) if version >= FLOOR => Ok(()),
-        _ => Err(FloorError {
-            release: release.to_owned(),
-        }),
-    }
-}
-
-/// Major and minor of a kernel release such as `6.1.0-18-amd64`.
-fn version(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(['.', '-']);
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -103,10 +65,12 @@ impl Tier {
                  address families",
             ],
             Tier::Lsm => &[
-                "sockets of other families than the Internet's (packet, vsock, Bluetooth, …): only the seccomp \
-                 filter of sluice exec --isolate refuses them",
-                "connected sockets that an accomplice outside passes in (SCM_RIGHTS)",
-                "reading or steering processes outside (ptrace, pidfd_getfd), where user and pid namespace allow it",
+                "sockets that no cgroup program sees (packet, vsock, netlink, AF_ALG, …), unless the launcher's seccomp \
+                 filter refuses them",
+                "user namespaces, and packet sockets in them, unless the launcher's filter refuses them",
+                "tracing other processes of the agent's user and taking over their sockets, unless the launcher put it \
+                 into a pid namespace of its own",
+                "Unix sockets of others, on kernels before 6.7",
             ],
         }
     }
@@ -323,17 +287,17 @@ pub const FEATURES: &[Feature] = &[
     Feature::lsm("bpf among the LSMs", "5.7", lsm_list)
         .hint("CONFIG_BPF_LSM, and `bpf` in the kernel's command line: lsm=…,bpf"),
     Feature::lsm("kernel BTF", "5.2", btf).hint("a kernel with CONFIG_DEBUG_INFO_BTF"),
-    Feature::lsm("LSM programs", "6.0", probe::lsm_program)
+    Feature::lsm("LSM cgroup programs", "6.0", probe::lsm_program)
         .hint("the kernel must permit loading them: lockdown off, no stricter policy above it"),
 ];
 
 // ------------------------------------------------------------------------------ what is read, not tried
 
 fn kernel() -> Support {
-    let release = release();
-    match is_above_floor(&release) {
-        Ok(()) => Support::Present(release),
-        Err(_) => Support::Absent(release),
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    match required_kernel() {
+        Ok(_) => Support::Present(release.trim().to_owned()),
+        Err(error) => Support::Absent(error.to_string()),
     }
 }
 
@@ -424,30 +388,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kernel_releases() {
-        let rows = [
-            ("6.1.0-18-amd64", Some((6, 1)), true),
-            ("5.15-rc1", Some((5, 15)), true),
-            ("5.15.0", Some((5, 15)), true),
-            ("5.14.0-570.el9.x86_64", Some((5, 14)), false),
-            ("5.4.0-1-generic", Some((5, 4)), false),
-            ("10.0", Some((10, 0)), true),
-            ("4.19", Some((4, 19)), false),
-            ("", None, false),
-            ("x.y", None, false),
-        ];
-        for (release, expected, good) in rows {
-            assert_eq!(version(release), expected, "{release}");
-            assert_eq!(is_above_floor(release).is_ok(), good, "{release}");
-        }
-        let why = is_above_floor("5.10.0").unwrap_err().to_string();
-        assert!(
-            why.contains("5.10.0") && why.contains("5.15") && why.contains("net_cls"),
-            "{why}"
-        );
-    }
-
-    #[test]
     fn where_the_bpf_file_system_is() {
         let known = "nodev\tsysfs\nnodev\tbpf\n\text4\n";
         let mounted = "proc /proc proc rw 0 0\nbpf /sys/fs/bpf bpf rw,mode=700 0 0\n";
@@ -485,7 +425,6 @@ mod tests {
                 );
             }
         }
-        assert_eq!(floor(), Ok(()));
     }
 
     #[test]

@@ -117,26 +117,14 @@ pub fn load(object: &mut Object, hook: &Hook) -> Result<OwnedFd, InterceptError>
     }
 }
 
-/// Loads the program and makes it the one its hook runs at `target`: a cgroup's folder or a network
-/// namespace, `target_id` its inode.
+/// Makes a loaded program the one its hook runs at `target`: a cgroup's folder or a network namespace,
+/// `target_id` its inode.
 ///
 /// A link that is attached to this very target keeps its place and gets the new program, atomically: no
 /// connect(2) runs in between without one. Any other pin is replaced by a new link.
 pub fn attach(
-    object: &mut Object,
     hook: &Hook,
-    target: &File,
-    target_id: u64,
-    pins: &Path,
-) -> Result<(), InterceptError> {
-    let program = load(object, hook)?;
-    put(program.as_fd(), hook, target, target_id, pins)
-}
-
-/// [`attach`] of a program that is loaded.
-pub fn put(
     program: BorrowedFd<'_>,
-    hook: &Hook,
     target: &File,
     target_id: u64,
     pins: &Path,

@@ -132,7 +132,7 @@ pub fn load(object: &mut Object, agents: &File, agents_id: u64, pins: &Path) -> 
             (Err(why), _) => Err(why.clone()),
             (_, Some(needs)) if !state.loaded.contains(&needs) => Err(format!("it needs {needs}")),
             (Ok(types), _) => load_program(object, program, types).and_then(|loaded| {
-                hooks::put(loaded.as_fd(), &program.hook, agents, agents_id, pins)
+                hooks::attach(&program.hook, loaded.as_fd(), agents, agents_id, pins)
                     .map_err(|error| error.to_string())
             }),
         };

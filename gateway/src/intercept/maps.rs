@@ -427,7 +427,7 @@ impl Reader {
 
     async fn next(&mut self) -> io::Result<KernelEvent> {
         loop {
-            if let Some(event) = self.take() {
+            if let Some(event) = take(&mut self.ring) {
                 return Ok(event);
             }
             let mut ready = self.readable.readable().await?;
@@ -437,10 +437,6 @@ impl Reader {
                 return Ok(event);
             }
         }
-    }
-
-    fn take(&mut self) -> Option<KernelEvent> {
-        take(&mut self.ring)
     }
 }
 

@@ -14,10 +14,12 @@ use std::path::PathBuf;
 pub mod cgroup;
 pub mod denials;
 pub mod descriptors;
+pub mod dns;
 pub mod features;
 mod flow;
 pub mod guard;
 mod hooks;
+pub mod isolate;
 mod lookup;
 pub mod lsm;
 mod maps;
@@ -38,8 +40,6 @@ pub use version::{KernelVersion, OLDEST_KERNEL, required_kernel};
 /// What went wrong at the kernel edge, and what to do about it.
 #[derive(Debug, thiserror::Error)]
 pub enum InterceptError {
-    #[error(transparent)]
-    Floor(#[from] features::FloorError),
     #[error("no cgroup v2 mount: mount one with `mount -t cgroup2 none /sys/fs/cgroup/unified`")]
     NoCgroup2,
     // The causes are part of the text, so they are not sources: a printed chain would repeat them.

@@ -10,11 +10,12 @@ use tokio::net::TcpStream;
 use super::accept::Accepted;
 use super::watch::{self, within};
 use crate::audit::event::{SessionId, Who};
+use crate::broker;
 use crate::config::{Agent, Target};
 use crate::identity::cgroup::AgentTree;
-use crate::identity::process;
 use crate::identity::token::{self, Keyring};
 use crate::intercept::Flow;
+use crate::intercept::dns::{Dialled, Dns};
 use crate::policy::{self, Denial, Principal};
 
 /// A connection whose agent has proven who it is, and the target it wants.
@@ -24,6 +25,7 @@ pub struct Identified {
     who: Who,
     principal: Principal,
     target: Arc<Target>,
+    host: Option<String>,
 }
 
 impl Identified {
@@ -41,6 +43,11 @@ impl Identified {
 
     pub fn target(&self) -> &Arc<Target> {
         &self.target
+    }
+
+    /// The name that the agent connected to, where it was given the address for a name.
+    pub fn host(&self) -> Option<&str> {
+        self.host.as_deref()
     }
 
     pub fn into_socket(self) -> TcpStream {
@@ -62,23 +69,31 @@ pub struct Refused {
 /// Everything needed to tell who somebody is.
 #[derive(Debug)]
 pub struct Identities {
-    tree: AgentTree,
+    tree: Arc<AgentTree>,
     keyrings: HashMap<String, Keyring>,
-    targets: HashMap<SocketAddr, Arc<Target>>,
+    dns: Arc<Dns>,
+    broker: Arc<broker::Client>,
 }
 
 impl Identities {
-    /// `keyrings` by issuer name; `targets` by every address that means them.
+    /// `keyrings` by issuer name.
     pub fn new(
-        tree: AgentTree,
+        tree: Arc<AgentTree>,
         keyrings: HashMap<String, Keyring>,
-        targets: HashMap<SocketAddr, Arc<Target>>,
+        dns: Arc<Dns>,
+        broker: Arc<broker::Client>,
     ) -> Self {
         Self {
             tree,
             keyrings,
-            targets,
+            dns,
+            broker,
         }
+    }
+
+    /// Which target an address means, and where the gateway dials for it.
+    pub fn dns(&self) -> &Arc<Dns> {
+        &self.dns
     }
 }
 
@@ -108,32 +123,37 @@ pub async fn identify(
         ))
     });
     found.who.client = accepted.peer().to_string();
-    let target = identities.targets.get(&accepted.flow().original).cloned();
-    found.who.target = target.as_ref().map(|target| target.name.clone());
-    let refusal = match (found.principal, target.clone()) {
-        (Ok(principal), Some(target)) => {
-            return Ok(Identified {
-                accepted,
-                who: found.who,
-                principal,
-                target,
-            });
-        }
-        (Err(denial), _) => denial,
-        (Ok(_), None) => unknown_target(accepted.flow().original),
+    let dialled = accepted.flow().original;
+    let speaker = identities.dns.speaker_of(dialled);
+    found.who.target = speaker.as_ref().map(|target| target.name.clone());
+    let refusal = match found.proven {
+        Ok((agent, principal)) => match reachable(&identities.dns, &agent, dialled) {
+            Ok((target, host)) => {
+                found.who.target = Some(target.name.clone());
+                return Ok(Identified {
+                    accepted,
+                    who: found.who,
+                    principal,
+                    target,
+                    host,
+                });
+            }
+            Err(denial) => denial,
+        },
+        Err(denial) => denial,
     };
     Err(Box::new(Refused {
         session: accepted.session(),
         socket: accepted.into_socket(),
         who: found.who,
-        target,
+        target: speaker,
         denial: refusal,
     }))
 }
 
 /// Refuses a connection for want of a free session, before anything is looked up.
 pub fn refuse_full(accepted: Accepted, identities: &Identities) -> Box<Refused> {
-    let target = identities.targets.get(&accepted.flow().original).cloned();
+    let target = identities.dns.speaker_of(accepted.flow().original);
     Box::new(Refused {
         session: accepted.session(),
         who: Who {
@@ -155,14 +175,14 @@ pub fn refuse_full(accepted: Accepted, identities: &Identities) -> Box<Refused> 
 /// What could be established: as much as there is of it is evidence even when it is not enough.
 struct Found {
     who: Who,
-    principal: Result<Principal, Denial>,
+    proven: Result<(Arc<Agent>, Principal), Denial>,
 }
 
 impl Found {
     fn refused(denial: Denial) -> Self {
         Self {
             who: Who::default(),
-            principal: Err(denial),
+            proven: Err(denial),
         }
     }
 }
@@ -179,7 +199,7 @@ fn look_up(flow: &Flow, identities: &Identities) -> Found {
             ));
         }
     };
-    let process = process::inspect(flow, &located.cgroup_path);
+    let process = identities.broker.inspect(flow, &located.cgroup_path);
     let mut who = Who {
         process: serde_json::to_value(&process).ok(),
         ..Who::default()
@@ -187,7 +207,7 @@ fn look_up(flow: &Flow, identities: &Identities) -> Found {
     let Some(agent) = located.agent else {
         return Found {
             who,
-            principal: Err(denial(
+            proven: Err(denial(
                 "agent:unknown",
                 "this process belongs to no registered agent",
                 &format!("Its cgroup is {}.", located.cgroup_path),
@@ -201,7 +221,8 @@ fn look_up(flow: &Flow, identities: &Identities) -> Found {
         who.subject = Some(principal.subject.clone());
         who.groups.clone_from(&principal.groups);
     }
-    Found { who, principal }
+    let proven = principal.map(|principal| (agent, principal));
+    Found { who, proven }
 }
 
 /// The agent's token, read and verified now: an expired one ends nothing that runs, but starts nothing.
@@ -240,13 +261,45 @@ fn unknown_issuer(agent: &Agent) -> Denial {
     )
 }
 
-fn unknown_target(original: SocketAddr) -> Denial {
-    denial(
-        "target:unknown",
-        &format!("{original} is not a target of this gateway"),
-        "No target in the configuration answers to this address.",
-        "Connect to a registered target, or ask the operator to register this one.",
-    )
+/// The target that the agent meant by an address, if it may reach it, and the name it came through.
+fn reachable(
+    dns: &Dns,
+    agent: &Agent,
+    dialled: SocketAddr,
+) -> Result<(Arc<Target>, Option<String>), Denial> {
+    match dns.target_of(agent, dialled) {
+        Dialled::Target { target, host } if agent.may_reach(&target.name) => Ok((target, host)),
+        Dialled::Target { target, .. } => Err(denial(
+            "target:not-for-agent",
+            &format!(
+                "target \"{}\" is not open to agent \"{}\"",
+                target.name, agent.name
+            ),
+            "Rule target:not-for-agent: the agent's list of targets does not have it.",
+            "Ask the operator to add it to the agent's targets in sluice.toml.",
+        )),
+        Dialled::Foreign => Err(denial(
+            "dns:foreign-address",
+            &format!("{dialled} is an address that was made for another agent"),
+            "Rule dns:foreign-address: the gateway's resolver gives every agent addresses of its own.",
+            "Connect by name, and let this process resolve it.",
+        )),
+        Dialled::Ambiguous(targets) => Err(denial(
+            "target:ambiguous",
+            &format!("{dialled} is an address of several targets"),
+            &format!(
+                "Rule target:ambiguous: names of {} lead to it, and nothing says which one is meant.",
+                targets.into_iter().collect::<Vec<_>>().join(", ")
+            ),
+            "Ask the operator to set dns.mode = \"synthetic\", or to give the targets separate ports.",
+        )),
+        Dialled::Unknown => Err(denial(
+            "target:unknown",
+            &format!("{dialled} is not a target of this gateway"),
+            "No target in the configuration answers to this address.",
+            "Connect to a registered target by its name, or ask the operator to register this one.",
+        )),
+    }
 }
 
 fn denial(rule: &str, message: &str, detail: &str, hint: &str) -> Denial {

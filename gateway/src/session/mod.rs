@@ -30,6 +30,9 @@ pub mod mask;
 pub mod record;
 pub mod watch;
 
+/// A name server's port, RFC 1035 §4.2.
+const DNS: u16 = 53;
+
 /// Tells one connection more than the configured number of sessions that it has to wait.
 pub async fn refuse_full(socket: TcpStream, gateway: Arc<Gateway>) {
     if let Some(accepted) = accept::accept(socket, &gateway.flows, &gateway.log) {
@@ -43,6 +46,16 @@ pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
     let Some(accepted) = accept::accept(socket, &gateway.flows, &gateway.log) else {
         return;
     };
+    // The kernel programs send every connection to a resolver here.
+    if accepted.flow().original.port() == DNS {
+        let flow = accepted.flow().clone();
+        let dns = Arc::clone(gateway.identities.dns());
+        let answers = dns.serve_tcp(accepted.into_socket(), flow);
+        return tokio::select! {
+            () = answers => {}
+            () = gateway.stopping() => {}
+        };
+    }
     match identify::identify(accepted, &gateway.identities).await {
         Ok(identified) => driver::serve(identified, &gateway).await,
         Err(refused) => driver::refuse(refused, &gateway.log).await,

@@ -10,6 +10,8 @@ pub const STARTUP: Duration = Duration::from_secs(30);
 pub const IDENTIFY: Duration = Duration::from_secs(15);
 /// How long dialling a target and logging in there may take.
 pub const DIAL: Duration = Duration::from_secs(15);
+/// How long one address of a target may take to accept a connection, before the next one is tried.
+pub const REACH: Duration = Duration::from_secs(5);
 /// How long one write may wait for a peer that does not read.
 pub const WRITE: Duration = Duration::from_secs(300);
 /// How long the target may take to close after the client said goodbye.

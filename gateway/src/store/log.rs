@@ -15,6 +15,7 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -86,6 +87,8 @@ pub struct Log {
     file: File,
     path: PathBuf,
     tail: Mutex<Tail>,
+    /// An append failed. Apart from the tail, whose lock may have to wait for another gateway.
+    failed: AtomicBool,
 }
 
 /// Where the next line goes.
@@ -99,6 +102,8 @@ struct Tail {
     /// The other gateways that write this log too, as far as their lines tell. Lines of this gateway's own
     /// are never applied, so what is unfinished here when the others are gone is theirs.
     others: Option<Ledger>,
+    /// Another gateway is about to join, so this one does not settle.
+    inviting: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,7 +150,8 @@ impl Log {
         }
     }
 
-    /// From now on other gateways may write the log too.
+    /// From now on other gateways may write the log too ([`Log::join`]), and this one does not settle before
+    /// [`Log::expect_nobody`].
     pub fn share(&self) -> Result<(), LogError> {
         let mut tail = self.tail();
         let held = lock::hold(&self.file, Hold::Shared).map_err(io_error("lock", &self.path))?;
@@ -156,7 +162,13 @@ impl Log {
             });
         }
         tail.others.get_or_insert_default();
+        tail.inviting = true;
         Ok(())
+    }
+
+    /// No other gateway will join.
+    pub fn expect_nobody(&self) {
+        self.tail().inviting = false;
     }
 
     /// Whether this gateway is the only one that writes the log. If it shared the log and the others are
@@ -171,7 +183,9 @@ impl Log {
             if tail.others.is_none() {
                 return Ok(true);
             }
-            if !lock::hold(&self.file, Hold::Alone).map_err(io_error("lock", &self.path))? {
+            if tail.inviting
+                || !lock::hold(&self.file, Hold::Alone).map_err(io_error("lock", &self.path))?
+            {
                 return Ok(false);
             }
             self.catch_up(&mut tail, now)?;
@@ -194,18 +208,25 @@ impl Log {
         self.check(&tail)?;
         // Stays so if anything below fails, or panics.
         tail.state = State::Closed;
-        let _turn = self.turn(&tail)?;
-        if tail.others.is_some() {
-            self.catch_up(&mut tail, time)?;
+        let appended = self.link(&mut tail, time, draft);
+        match appended {
+            Ok(_) => tail.state = State::Open,
+            Err(_) => self.failed.store(true, Ordering::Relaxed),
         }
-        let seq = self.write(&mut tail, draft)?;
-        tail.state = State::Open;
-        Ok(seq)
+        appended
+    }
+
+    fn link(&self, tail: &mut Tail, time: SystemTime, draft: Draft) -> Result<u64, LogError> {
+        let _turn = self.turn(tail)?;
+        if tail.others.is_some() {
+            self.catch_up(tail, time)?;
+        }
+        self.write(tail, draft)
     }
 
     /// Whether the next append can work.
     pub fn is_open(&self) -> bool {
-        self.tail().state == State::Open
+        !self.failed.load(Ordering::Relaxed)
     }
 
     /// Opens the log again after a failed write, which may have left half a line.
@@ -215,6 +236,7 @@ impl Log {
             let _turn = self.turn(&tail)?;
             self.catch_up(&mut tail, now)?;
             tail.state = State::Open;
+            self.failed.store(false, Ordering::Relaxed);
         }
         self.check(&tail)
     }
@@ -224,6 +246,7 @@ impl Log {
     pub fn sync(&self) -> Result<(), LogError> {
         self.file.sync_data().map_err(|error| {
             self.tail().state = State::Lost;
+            self.failed.store(true, Ordering::Relaxed);
             io_error("write", &self.path)(error)
         })
     }

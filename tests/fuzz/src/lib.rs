@@ -2,6 +2,8 @@
 
 #[path = "../../../gateway/src/audit/mod.rs"]
 pub mod audit;
+#[path = "../../../gateway/src/intercept/dns/query.rs"]
+pub mod dns_query;
 #[path = "../../../gateway/src/protocol/mod.rs"]
 pub mod protocol;
 #[path = "../../../gateway/src/recording/mod.rs"]

@@ -67,7 +67,7 @@ pub(super) fn helpers(in_program: ProgramType, helpers: &[(&str, BpfHelper)]) ->
     }))
 }
 
-/// Loads a program for one of the LSM's hooks as a cgroup has them.
+/// Loads a program for one of the LSM's hooks; it is attached to no cgroup.
 pub(super) fn lsm_program() -> Support {
     match is_program_supported(ProgramType::Lsm(LsmAttachType::Cgroup)) {
         Ok(true) => yes(),

@@ -96,9 +96,8 @@ pub fn inspect(kernel: &config::Kernel) -> Result<Report, InterceptError> {
     let version = KernelVersion::running()?;
     let told = settings::read(&kernel.pins)?;
     let mut problems = Vec::new();
-    match &told {
-        None => problems.push(format!("the guard is not loaded: {AGAIN}")),
-        Some(told) => problems.extend(check_settings(kernel, &places, told)),
+    if told.is_none() {
+        problems.push(format!("the guard is not loaded: {AGAIN}"));
     }
     let maps = pinned_map_ids(&kernel.pins);
     let hooks: Vec<&Hook> = hooks::available(version)
@@ -108,8 +107,15 @@ pub fn inspect(kernel: &config::Kernel) -> Result<Report, InterceptError> {
         .iter()
         .map(|hook| link_state(hook, places.of(hook), &kernel.pins, &maps))
         .collect();
-    let (cgroups, ineffective) = check_effect(&places.agents, &hooks, &links);
-    problems.extend(ineffective);
+    let mut cgroups = 0;
+    // A link that is wrong explains the rest.
+    if let Some(told) = &told
+        && links.iter().all(|link| link.problem.is_none())
+    {
+        let ineffective;
+        (cgroups, ineffective) = check_effect(&places.agents, &hooks, &links);
+        problems.extend(check_settings(kernel, &places, told).or(ineffective));
+    }
     Ok(Report {
         port: told.map(|told| told.gateway_port as u16),
         links,

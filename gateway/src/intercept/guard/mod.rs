@@ -4,7 +4,7 @@
 //! gateway; loading again (after an update, or because a cgroup was made anew) is always safe.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -59,14 +59,16 @@ pub fn load(kernel: &config::Kernel, port: u16) -> Result<Loaded, InterceptError
     cgroup::create(&places.gateway)?;
     pins::prepare(&kernel.pins)?;
     let mut object = Object::open(&kernel.pins, Shared::All)?;
+    // All of them before any is attached: a kernel that refuses one keeps the set it has.
+    let loaded: Vec<(&Hook, OwnedFd)> = hooks::available(version)
+        .map(|hook| Ok((hook, hooks::load(&mut object, hook)?)))
+        .collect::<Result<_, InterceptError>>()?;
     settings::configure(kernel, &places, port)?;
-    let mut programs = Vec::new();
-    for hook in hooks::available(version) {
+    for (hook, program) in &loaded {
         let path = places.of(hook);
         let target = File::open(path).map_err(|error| InterceptError::file(path, error))?;
         let id = cgroup::id(path).map_err(|error| InterceptError::file(path, error))?;
-        hooks::attach(&mut object, hook, &target, id, &kernel.pins)?;
-        programs.push(hook.program);
+        hooks::attach(hook, program.as_fd(), &target, id, &kernel.pins)?;
     }
     let lsm = load_lsm(&mut object, &places.agents, &kernel.pins)?;
     Ok(Loaded {
@@ -76,7 +78,7 @@ pub fn load(kernel: &config::Kernel, port: u16) -> Result<Loaded, InterceptError
         gateway_cgroup: places.gateway,
         guard_cgroup: places.above,
         pins: kernel.pins.clone(),
-        programs,
+        programs: loaded.iter().map(|(hook, _)| hook.program).collect(),
     })
 }
 

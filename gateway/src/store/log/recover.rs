@@ -5,6 +5,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
 use std::time::SystemTime;
 
 use nix::errno::Errno;
@@ -41,11 +42,13 @@ impl Log {
             end: 0,
             state: State::Open,
             others: Some(Ledger::default()),
+            inviting: false,
         };
         let log = Log {
             file,
             path,
             tail: Mutex::new(tail),
+            failed: AtomicBool::new(false),
         };
         log.read(&mut log.tail())?;
         Ok(log)

@@ -325,6 +325,8 @@ fn two_processes_write_one_chain() {
     write(&log, 1);
     assert!(second.wait().unwrap().success());
     assert!(in_use(dir.path()).unwrap());
+    assert!(!log.settle(now(), |_| None).unwrap(), "somebody may join");
+    log.expect_nobody();
     assert!(log.settle(now(), |_| None).unwrap());
     log.append(&intent(1, LINES, "alone again")).unwrap();
     let events = events(dir.path());
@@ -362,6 +364,7 @@ fn a_sharer_that_is_killed_is_finished_by_the_one_that_stays() {
             log.append(&intent(1, round, "meanwhile")).unwrap();
             std::thread::sleep(Duration::from_micros(300));
         }
+        log.expect_nobody();
         assert!(!log.settle(now(), |_| None).unwrap(), "it lives");
         second.kill().unwrap();
         second.wait().unwrap();

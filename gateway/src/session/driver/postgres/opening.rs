@@ -17,6 +17,7 @@ use super::upstream::{self, Connection, Dial, UpstreamError};
 use crate::app::Gateway;
 use crate::audit::event::{Event, SessionId, Stage, Who};
 use crate::config::Target;
+use crate::intercept::dns::DnsError;
 use crate::policy::{Denial, Principal, Verdict};
 use crate::protocol::postgres::backend;
 use crate::protocol::postgres::encode::ErrorText;
@@ -24,6 +25,7 @@ use crate::protocol::postgres::startup::Startup;
 use crate::session::decide::{Derived, Judge, Ruling};
 use crate::session::identify::Identified;
 use crate::session::record::{EvidenceError, Recorder, denial_event};
+use crate::session::watch;
 use crate::store::recordings::{self, RecordingWriter};
 
 /// Where the session looks up names that have no schema, in order; pg_catalog is left out.
@@ -36,6 +38,8 @@ pub(super) struct Opening {
     pub(super) session: SessionId,
     accepted_at: Instant,
     original: SocketAddr,
+    /// The name that the agent connected to, if it was a name.
+    host: Option<String>,
     who: Who,
     principal: Principal,
     target: Arc<Target>,
@@ -82,6 +86,7 @@ impl Opening {
             session: accepted.session(),
             accepted_at: accepted.at(),
             original: accepted.flow().original,
+            host: identified.host().map(str::to_owned),
             who: identified.who().clone(),
             principal: identified.principal().clone(),
             target: Arc::clone(identified.target()),
@@ -147,11 +152,8 @@ impl Opening {
         self.who.db_user = Some(parameters.user.clone());
         let (judge, rule) = self.judge(&parameters, gateway)?;
         Self::permit_settings(&judge, &parameters).await?;
-        let dial = self.dial(&parameters.database, gateway)?;
+        let (dial, mut connection) = self.connect(&parameters, gateway).await?;
         let catalogues = gateway.catalogues(&dial);
-        let mut connection = upstream::connect(&dial, &parameters.settings)
-            .await
-            .map_err(|error| self.unreachable(&error))?;
         self.plain_search_path(&mut connection).await?;
         let catalogue = catalogues.current().await.map_err(|error| {
             refusal(
@@ -262,19 +264,71 @@ impl Opening {
         Ok(())
     }
 
-    fn dial(&self, database: &str, gateway: &Gateway) -> Result<Dial, Refusal> {
+    /// Logs in at the first address of the target that can be reached. Whoever refuses a login speaks for the
+    /// target: another address is not asked.
+    async fn connect(
+        &self,
+        parameters: &parameters::Accepted,
+        gateway: &Gateway,
+    ) -> Result<(Dial, Connection), Refusal> {
+        let dns = gateway.identities.dns();
+        let addresses = dns
+            .dial_addresses(&self.target, self.host.as_deref(), self.original)
+            .await
+            .map_err(|error| self.unresolved(&error))?;
+        let begun = Instant::now();
+        let mut failed = None;
+        for address in addresses {
+            if failed.is_some() && begun.elapsed() > watch::DIAL {
+                break;
+            }
+            let dial = self.dial(address, &parameters.database, gateway)?;
+            match upstream::connect(&dial, &parameters.settings).await {
+                Ok(connection) => return Ok((dial, connection)),
+                Err(error @ UpstreamError::Dial(_)) => {
+                    tracing::warn!(session = %self.session, %address, %error, "an address of the target does not answer");
+                    failed = Some(error);
+                }
+                Err(error) => return Err(self.unreachable(&error)),
+            }
+        }
+        let none = || UpstreamError::Dial(std::io::ErrorKind::AddrNotAvailable.into());
+        Err(self.unreachable(&failed.unwrap_or_else(none)))
+    }
+
+    fn dial(
+        &self,
+        address: SocketAddr,
+        database: &str,
+        gateway: &Gateway,
+    ) -> Result<Dial, Refusal> {
         gateway
-            .dial(&self.target, self.original, database)
+            .dial(&self.target, address, self.host.as_deref(), database)
             .ok_or_else(|| {
                 refusal(
                     Stage::Upstream,
                     "08001",
                     "target:credential",
                     format!("target \"{}\" is not ready", self.target.name),
-                    "Its credential, TLS roots or address could not be loaded.".to_owned(),
+                    "Its credential or TLS roots could not be loaded.".to_owned(),
                     "Ask the operator to run `sluice check`.",
                 )
             })
+    }
+
+    fn unresolved(&self, error: &DnsError) -> Refusal {
+        tracing::warn!(session = %self.session, target = self.target.name, %error, "no address of the target");
+        refusal(
+            Stage::Upstream,
+            "08001",
+            "target:unresolved",
+            format!(
+                "target \"{}\" has no address to connect to",
+                self.target.name
+            ),
+            error.to_string(),
+            "This is between the gateway and its resolver: ask the operator.",
+        )
     }
 
     /// Names without a schema are decided as tables of `public`. A role whose search_path finds them
@@ -358,6 +412,7 @@ impl Opening {
             session: self.session,
             who: self.who.clone(),
             original: self.original.to_string(),
+            host: self.host.clone(),
             policy_sha256: gateway.policies.hash.clone(),
             rule,
             upstream: dial.address.to_string(),
@@ -375,7 +430,9 @@ impl Opening {
     }
 
     pub(super) async fn cancel(&self, pid: u32, key: &[u8], gateway: &Gateway) {
-        let Some(backend) = gateway.cancel_keys.find(pid, key, &self.principal.agent) else {
+        let (agent, who) = (&self.principal.agent, self.who.clone());
+        let keys = &gateway.cancel_keys;
+        if !keys.cancel(pid, key, agent, who, &gateway.log).await {
             let denial = Denial {
                 rule: "cancel:unknown-key".to_owned(),
                 message: "the cancel request names no session of this agent".to_owned(),
@@ -383,17 +440,6 @@ impl Opening {
                 hint: "Cancel with the connection that runs the statement.".to_owned(),
             };
             self.deny(Stage::Protocol, &denial, gateway);
-            return;
-        };
-        let requested = Event::CancelRequest {
-            session: backend.session,
-            who: self.who.clone(),
-        };
-        if !self.write(&requested, gateway) {
-            return;
-        }
-        if let Err(error) = upstream::cancel(&backend.dial, backend.pid, &backend.key).await {
-            tracing::warn!(session = %self.session, %error, "a cancel request did not reach the target");
         }
     }
 }

@@ -31,6 +31,8 @@ const MAX_ANSWER_ROWS: usize = 1_000_000;
 pub struct Dial {
     pub target: Arc<Target>,
     pub address: SocketAddr,
+    /// The name that the agent connected to, if it was a name.
+    pub host: Option<String>,
     pub database: String,
     pub credential: Arc<Credential>,
     pub tls: Option<Arc<rustls::ClientConfig>>,
@@ -41,6 +43,7 @@ impl fmt::Debug for Dial {
         f.debug_struct("Dial")
             .field("target", &self.target.name)
             .field("address", &self.address)
+            .field("host", &self.host)
             .field("database", &self.database)
             .field("user", &self.credential.user)
             .finish_non_exhaustive()
@@ -132,7 +135,8 @@ async fn log_in(dial: &Dial, settings: &[(String, String)]) -> Result<Connection
 
 /// Dials and, where the target wants it, turns on TLS.
 async fn open(dial: &Dial) -> Result<Connection, UpstreamError> {
-    let mut socket = TcpStream::connect(dial.address)
+    let reached = TcpStream::connect(dial.address);
+    let mut socket = within(watch::REACH, "reaching the target", reached)
         .await
         .map_err(UpstreamError::Dial)?;
     socket.set_nodelay(true)?;
@@ -156,6 +160,7 @@ async fn open(dial: &Dial) -> Result<Connection, UpstreamError> {
     Ok(Connection::new(Box::new(reader), Box::new(writer), true))
 }
 
+/// The name that the target's certificate must carry.
 fn server_name(dial: &Dial) -> Result<ServerName<'static>, UpstreamError> {
     let configured = match &dial.target.tls {
         TargetTls::VerifyFull {
@@ -164,7 +169,9 @@ fn server_name(dial: &Dial) -> Result<ServerName<'static>, UpstreamError> {
         } => Some(name.clone()),
         _ => dial.target.dial.as_ref().map(|dial| dial.host.clone()),
     };
-    let name = configured.unwrap_or_else(|| dial.address.ip().to_string());
+    let name = configured
+        .or_else(|| dial.host.clone())
+        .unwrap_or_else(|| dial.address.ip().to_string());
     ServerName::try_from(name)
         .map_err(|error| UpstreamError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))
 }
