@@ -6,11 +6,13 @@
 mod harness;
 
 mod broker;
+mod bypass;
 mod cancel;
 mod denials;
 mod dns;
 mod evidence;
 mod gateway_killed;
+mod handover;
 mod hostile_bytes;
 mod hostile_pipelines;
 mod intercept;

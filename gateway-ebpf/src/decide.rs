@@ -267,6 +267,36 @@ pub const fn bind(protocol: u32, port: u16, gateway_port: u16) -> Result<(), Den
     }
 }
 
+const SOL_IP: i32 = 0;
+const SOL_IPV6: i32 = 41;
+
+/// Which socket options an agent may set: all but those that join a multicast group (linux/in.h, in6.h).
+/// Neither family's level is the other's: an IPv6 socket has both.
+#[inline(always)]
+pub const fn option(level: i32, name: i32) -> Result<(), Denial> {
+    const IP_ADD_MEMBERSHIP: i32 = 35;
+    const IP_ADD_SOURCE_MEMBERSHIP: i32 = 39;
+    const IP_MSFILTER: i32 = 41;
+    const IPV6_ADD_MEMBERSHIP: i32 = 20;
+    const IPV6_JOIN_ANYCAST: i32 = 27;
+    const MCAST_JOIN_GROUP: i32 = 42;
+    const MCAST_JOIN_SOURCE_GROUP: i32 = 46;
+    const MCAST_MSFILTER: i32 = 48;
+    match (level, name) {
+        (
+            SOL_IP,
+            IP_ADD_MEMBERSHIP | IP_ADD_SOURCE_MEMBERSHIP | IP_MSFILTER | MCAST_JOIN_GROUP
+            | MCAST_JOIN_SOURCE_GROUP | MCAST_MSFILTER,
+        )
+        | (
+            SOL_IPV6,
+            IPV6_ADD_MEMBERSHIP | IPV6_JOIN_ANYCAST | MCAST_JOIN_GROUP | MCAST_JOIN_SOURCE_GROUP
+            | MCAST_MSFILTER,
+        ) => Err(Denial::ManyReceivers),
+        _ => Ok(()),
+    }
+}
+
 /// Whether a socket from outside is used inside. Runs for every process of the host: `ancestor` is the
 /// caller's ancestor at the level of the agents' cgroup, and only those below the agents' cgroup can be
 /// denied anything. Their own sockets have an owner and are judged by their own hooks.

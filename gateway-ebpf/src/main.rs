@@ -1,7 +1,7 @@
 //! Sluice's kernel programs.
 //!
 //! On the agents' cgroup: `connect4/6`, `sendmsg4/6`, `recvmsg4/6`, `getpeername4/6`, `getsockname4/6`,
-//! `bind4/6`, `sock_create`, `agent_sock_ops`, `egress`, `ingress`, `device`, `connect_unix`, `sendmsg_unix`.
+//! `bind4/6`, `sock_create`, `setsockopt`, `agent_sock_ops`, `egress`, `ingress`, `device`, `connect_unix`, `sendmsg_unix`.
 //! On the gateway's cgroup: `gateway_sock_ops`. Above the agents' cgroup: `guard_connect4/6`,
 //! `guard_sendmsg4/6`. On network namespaces: `port_lookup`. What they decide is in the library, where it is
 //! tested.

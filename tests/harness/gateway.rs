@@ -73,6 +73,10 @@ pub struct Gateway {
     secrets: Secrets,
     broker: Option<Running>,
     running: Option<Running>,
+    /// Gateways that took over from the one that was started, in order. They are not this process's children.
+    successors: Vec<u32>,
+    /// Drains, while one that did not take over from it serves.
+    beside: Option<Running>,
     stderr: String,
     mounted: Option<PathBuf>,
     pure_cgroup2: bool,
@@ -212,6 +216,8 @@ impl Setup {
             issuer: self.issuer,
             broker: None,
             running: None,
+            successors: Vec::new(),
+            beside: None,
             stderr: String::new(),
             pure_cgroup2: self.pure_cgroup2,
             mounted: None,
@@ -301,6 +307,7 @@ impl Gateway {
     #[track_caller]
     pub fn start(&mut self) {
         assert!(self.running.is_none(), "the gateway runs already");
+        self.successors.clear();
         if self.broker.is_none() {
             self.start_broker();
         }
@@ -375,6 +382,11 @@ impl Gateway {
     }
 
     fn end(&mut self, signal: Signal) -> String {
+        for successor in std::mem::take(&mut self.successors) {
+            end_stranger(successor, signal);
+        }
+        let beside = self.beside.take();
+        self.ended("run", beside, signal);
         let running = self.running.take();
         self.ended("run", running, signal)
     }
@@ -398,17 +410,77 @@ impl Gateway {
         stderr
     }
 
+    /// SIGHUP. Waits until a successor serves, and answers the process that drains now.
+    #[track_caller]
+    pub fn hand_over(&mut self) -> u32 {
+        let drains = self.pid();
+        let before = self.handovers().len();
+        self.signal(Signal::SIGHUP);
+        let handovers = eventually("a hand-over", PATIENCE, || {
+            let handovers = self.handovers();
+            (handovers.len() > before).then_some(handovers)
+        });
+        let last = &handovers[before];
+        assert_eq!(last.number("pid"), u64::from(drains), "{last}");
+        let successor = last.number("successor");
+        self.successors
+            .push(u32::try_from(successor).expect("a process id"));
+        drains
+    }
+
+    /// Found without reading every line, of which there are many while clients connect in a loop.
+    fn handovers(&self) -> Vec<Event> {
+        let log = fs::read_to_string(self.log_file()).unwrap_or_default();
+        let lines = log
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        let handovers = lines.filter(|line| line.contains(r#""event":"gateway.handover","#));
+        let parsed = handovers.map(|line| Event(serde_json::from_str(line).expect("it is JSON")));
+        parsed.collect()
+    }
+
+    /// Sends a signal to the gateway that serves.
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.pid().cast_signed()), signal).expect("the gateway runs");
+    }
+
+    /// Kills the gateway that serves; its predecessors drain on.
+    pub fn kill_successor(&mut self) {
+        let successor = self.successors.pop().expect("a successor serves");
+        end_stranger(successor, Signal::SIGKILL);
+    }
+
+    /// Starts a gateway beside those that drain. Ending it ends only it.
+    #[track_caller]
+    pub fn start_beside(&mut self) {
+        let mut draining = self.running.take();
+        self.start();
+        std::mem::swap(&mut draining, &mut self.beside);
+    }
+
+    /// Replaces the text of a file of the installation, such as `etc/sluice/sluice.toml`.
+    pub fn edit(&self, path: &str, change: impl FnOnce(String) -> String) {
+        let path = self.root.path().join(path);
+        let text = fs::read_to_string(&path).expect("the installation has the file");
+        fs::write(&path, change(text)).expect("the root is writable");
+    }
+
+    /// A path below the installation.
+    pub fn path(&self, path: &str) -> PathBuf {
+        self.root.path().join(path)
+    }
+
     /// Fails the test if the gateway has ended by itself.
     #[track_caller]
     pub fn is_alive(&mut self) {
-        let running = self.running.as_mut().expect("the gateway was started");
-        let ended = running.child.try_wait().expect("a child can be asked");
-        assert!(ended.is_none(), "the gateway ended: {ended:?}");
+        let pid = self.pid();
+        assert!(!has_ended(pid), "the gateway ended: {pid}");
     }
 
     /// The gateway's process.
     pub fn pid(&self) -> u32 {
-        self.running.as_ref().expect("the gateway runs").child.id()
+        let started = || self.running.as_ref().expect("the gateway runs").child.id();
+        self.successors.last().copied().unwrap_or_else(started)
     }
 
     /// The broker's process.
@@ -665,6 +737,25 @@ impl Running {
         }
         let stderr = self.stderr.join().expect("the reader does not panic");
         (ended, String::from_utf8_lossy(&stderr).into_owned())
+    }
+}
+
+/// Whether the process is gone, or only waits for somebody to take note.
+pub fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+    state.is_empty() || state.starts_with(['Z', 'X'])
+}
+
+fn end_stranger(pid: u32, signal: Signal) {
+    let process = Pid::from_raw(pid.cast_signed());
+    let _ = kill(process, signal);
+    let patient = std::time::Instant::now();
+    while !has_ended(pid) {
+        if patient.elapsed() > PATIENCE {
+            let _ = kill(process, Signal::SIGKILL);
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -23,6 +23,7 @@ pub mod program;
 pub mod python;
 pub mod scratch;
 pub mod secrets;
+pub mod uplink;
 
 pub use authority::Authority;
 pub use gateway::{Gateway, Setup};

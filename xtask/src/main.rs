@@ -18,7 +18,7 @@ usage: cargo xtask TASK
   build        build the kernel programs and the sluice binary
   build-ebpf   build the kernel programs alone
   demo         install what is missing, build, and show the whole path [--keep, --end]
-  test         every test, privileged ones included (root)
+  test         every test, privileged ones included (root) [bypass: the attacks alone, as a table]
   lint         formatting and clippy, host and kernel code
   kernels      load the kernel programs into other kernels, in QEMU [VERSION…]
   ci           what the gate runs [--fuzz: each fuzz target for 60 s]

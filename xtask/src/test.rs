@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every test there is, the privileged ones for real.
 //!
 //! Arguments go to the test runner: `cargo xtask test masks` runs the tests whose name contains "masks".
+//! `cargo xtask test bypass` runs the attacks on the interception and prints what became of each.
 
 use std::process::{Command, Stdio};
 
@@ -8,10 +9,17 @@ use anyhow::{Result, ensure};
 
 use crate::{build, build_ebpf, packages, toolchain};
 
+mod bypass;
+
 pub fn run(arguments: &[String]) -> Result<()> {
     packages::require_root("test")?;
     packages::for_tests()?;
     build::run(&[])?;
+    if let [only] = arguments
+        && only == "bypass"
+    {
+        return bypass::run();
+    }
     let mut runner = toolchain::cargo();
     if has_nextest() {
         runner.args(["nextest", "run", "--workspace"]);

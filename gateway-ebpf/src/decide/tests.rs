@@ -476,3 +476,25 @@ fn every_denial_has_its_own_counter_and_name() {
         assert!(same.count() == 1);
     }
 }
+
+#[test]
+fn options() {
+    for (name, level, option_name, allowed) in [
+        ("SO_REUSEADDR", 1, 2, true),
+        ("TCP_NODELAY", 6, 1, true),
+        ("IP_TOS", 0, 1, true),
+        ("IPV6_V6ONLY", 41, 26, true),
+        ("IP_DROP_MEMBERSHIP", 0, 36, true),
+        ("a level of neither family with the same number", 17, 35, true),
+        ("IP_ADD_MEMBERSHIP", 0, 35, false),
+        ("IP_ADD_SOURCE_MEMBERSHIP", 0, 39, false),
+        ("MCAST_JOIN_GROUP", 0, 42, false),
+        ("MCAST_JOIN_SOURCE_GROUP", 0, 46, false),
+        ("IPV6_ADD_MEMBERSHIP", 41, 20, false),
+        ("IPV6_JOIN_ANYCAST", 41, 27, false),
+        ("MCAST_JOIN_GROUP, IPv6", 41, 42, false),
+        ("MCAST_JOIN_SOURCE_GROUP, IPv6", 41, 46, false),
+    ] {
+        assert_eq!(option(level, option_name).is_ok(), allowed, "{name}");
+    }
+}

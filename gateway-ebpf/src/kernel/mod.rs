@@ -13,6 +13,7 @@ mod listener;
 mod lsm;
 mod maps;
 mod name;
+mod option;
 mod packet;
 mod port;
 mod redirect;
@@ -35,6 +36,8 @@ mod answer {
     pub const ALLOW_SOCKET: i32 = 1;
     /// A port that is nobody's is taken.
     pub const ALLOW_BIND: i32 = 1;
+    /// An option that makes the kernel send nothing is set.
+    pub const ALLOW_OPTION: i32 = 1;
     /// A packet stays on the host: to the gateway, or within the agent.
     pub const ALLOW_PACKET: i32 = 1;
     /// A harmless device is opened, or one that the configuration lists.

@@ -127,6 +127,13 @@ impl Listeners {
         }
     }
 
+    /// Leaves them to a successor: should it die, nothing listens, and connects fail at once.
+    pub fn release(&mut self) {
+        self.host.tcp.clear();
+        self.host.udp.clear();
+        self.others.clear();
+    }
+
     /// Goes on after a pause.
     pub fn resume(&mut self) -> io::Result<()> {
         self.pause.send_replace(false);

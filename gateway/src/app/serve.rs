@@ -272,6 +272,7 @@ impl Server {
             self.go_on();
             return Err(error);
         }
+        self.listeners.release();
         Ok(successor)
     }
 }

@@ -87,6 +87,7 @@ pub const HOOKS: &[Hook] = &[
     Hook::new("sock_create", Agents, BPF_CGROUP_INET_SOCK_CREATE),
     Hook::new("bind4", Agents, BPF_CGROUP_INET4_BIND),
     Hook::new("bind6", Agents, BPF_CGROUP_INET6_BIND),
+    Hook::new("setsockopt", Agents, BPF_CGROUP_SETSOCKOPT),
     Hook::new("device", Agents, BPF_CGROUP_DEVICE),
     Hook::new("connect_unix", Agents, BPF_CGROUP_UNIX_CONNECT).since(6, 7),
     Hook::new("sendmsg_unix", Agents, BPF_CGROUP_UNIX_SENDMSG).since(6, 7),
@@ -169,6 +170,10 @@ fn load_program(program: &mut Program) -> Result<OwnedFd, ProgramError> {
             program.fd()?
         }
         Program::CgroupDevice(program) => {
+            program.load()?;
+            program.fd()?
+        }
+        Program::CgroupSockopt(program) => {
             program.load()?;
             program.fd()?
         }
