@@ -114,8 +114,12 @@ fn an_address_that_is_no_target_is_refused() {
         .to_string();
     elsewhere.set_nonblocking(true).expect("it is ours");
     let address = format!("host=127.0.0.1 port={port} user=x dbname=shop");
-    gateway.as_agent(psql_words(&address, ["SELECT 1"])).fails();
-    let denied = gateway.event("deny");
+    gateway
+        .as_agent(psql_words(&address, ["SELECT 1"]))
+        .fails()
+        .complains("Connection refused");
+    let denied = gateway.event("kernel.denied");
+    assert_eq!(denied.text("reason"), "no-target", "{denied}");
     assert!(denied.to_string().contains(&port), "{denied}");
     let untouched = elsewhere.accept().expect_err("nobody came through");
     assert_eq!(untouched.kind(), ErrorKind::WouldBlock);
