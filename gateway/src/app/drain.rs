@@ -24,6 +24,8 @@ impl Server {
     /// After a hand-over: serves the sessions that are open to their end, however long that takes. Answers
     /// why it ended.
     pub async fn drain(&mut self, mut successor: Successor) -> &'static str {
+        // The successor does it now.
+        self.examination.abort();
         let pid = successor.pid();
         let open = self.sessions.len();
         tracing::info!(
@@ -74,16 +76,20 @@ impl Server {
     }
 
     fn answer(&self, question: ToPredecessor, successor: &Successor) {
-        let ToPredecessor::Cancel {
-            request,
-            pid,
-            key,
-            agent,
-            who,
-        } = question
-        else {
-            tracing::error!(?question, "the successor makes no sense");
-            return;
+        let (request, pid, key, agent, who) = match question {
+            ToPredecessor::Cancel {
+                request,
+                pid,
+                key,
+                agent,
+                who,
+            } => (request, pid, key, agent, who),
+            ToPredecessor::Failed { reason } => {
+                return tracing::error!(reason, "the successor fails");
+            }
+            ToPredecessor::Ready {} | ToPredecessor::Serving {} => {
+                return tracing::error!("the successor makes no sense");
+            }
         };
         let gateway = Arc::clone(&self.gateway);
         let answer = successor.answering();

@@ -174,12 +174,13 @@ impl Examiner {
     fn disk(&self) -> Vec<String> {
         let folders = [&self.storage.log, &self.storage.recordings];
         let mut problems: Vec<String> = folders.into_iter().filter_map(|at| is_full(at)).collect();
-        // An attempt makes sense only where there is room.
-        if problems.is_empty()
-            && !self.health.log.is_open()
-            && let Err(error) = self.health.log.reopen(SystemTime::now())
-        {
-            problems.push(error.to_string());
+        // An attempt makes sense only where there is room. Also when it works there was something wrong,
+        // and this round's alarm says so.
+        if problems.is_empty() && !self.health.log.is_open() {
+            problems.push(match self.health.log.reopen(SystemTime::now()) {
+                Ok(()) => "an event could not be written".to_owned(),
+                Err(error) => error.to_string(),
+            });
         }
         self.health.found().storage_good = problems.is_empty().then(Instant::now);
         problems

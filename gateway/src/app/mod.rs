@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! start      before the first thread: inherit or greet, become the gateway's user, harden
+//! compose    everything that can fail, before anybody notices
 //! upstreams  how targets are reached            listeners  where agents' connections arrive
 //! health     may agents connect at all?         pulse      tells the kernel so, twice a second
 //! serve      the accept loop                    drain      the way out
@@ -13,19 +14,14 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
 
-use anyhow::{Context, Result};
-use tokio::sync::{mpsc, watch};
+use anyhow::Result;
+use tokio::sync::watch;
 
 use crate::audit::event::Event;
 use crate::broker;
 use crate::config::{Config, Target};
-use crate::identity::cgroup::AgentTree;
-use crate::identity::token::Keyring;
 use crate::intercept::FlowTable;
-use crate::intercept::cgroup::cgroup2_mount;
-use crate::intercept::dns::Dns;
 use crate::policy::PolicySet;
 use crate::session::decide::Analyst;
 use crate::session::driver::postgres::cancel::CancelKeys;
@@ -33,8 +29,8 @@ use crate::session::driver::postgres::catalogue::Catalogues;
 use crate::session::driver::postgres::upstream::Dial;
 use crate::session::identify::Identities;
 use crate::store::log::Log;
-use crate::store::recordings;
 
+mod compose;
 mod drain;
 mod edge;
 mod handover;
@@ -49,13 +45,9 @@ mod upstreams;
 pub use handover::{Herald, Predecessor};
 pub use start::{Start, prepare};
 
-use edge::{Edge, Senses};
-use handover::Program;
-use health::Health;
-use listeners::{Listeners, Resolver};
-use pulse::Pulse;
-use serve::{End, Parts, Server, Signals};
-use start::Origin;
+use compose::Composed;
+use handover::Gone;
+use serve::{End, Unopened};
 use upstreams::Upstream;
 
 /// What every session uses. Nothing here changes while the gateway runs.
@@ -120,149 +112,47 @@ impl Gateway {
 
 /// Runs the gateway until it is told to stop, or has handed over and drained.
 pub async fn run(start: Start) -> Result<()> {
-    // Before anything that takes its time.
-    let signals = Signals::catch()?;
-    let program = Program::this().context("finding this program's own path")?;
-    let Start {
-        config,
-        policies,
-        broker,
-        maps,
-        estate,
+    let Composed {
+        started,
         origin,
-    } = start;
-    let log = Arc::new(open_log(&config, &origin)?);
-    let (health, examination) =
-        Health::watch(Arc::clone(&broker), Arc::clone(&log), &config.storage);
-    let mut started = Event::GatewayStart {
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        pid: std::process::id(),
-        config_sha256: config.sha256.clone(),
-        policy_sha256: policies.hash.clone(),
-        predecessor: None,
-    };
-    let tree = Arc::new(AgentTree::new(
-        &cgroup2_mount()?,
-        &config.kernel.agents_cgroup,
-        config.agents.values().cloned(),
-    ));
-    let dns = Dns::new(&config, Arc::clone(&tree), Arc::clone(&log))?;
-    let (cancel_keys, strays) = CancelKeys::with_predecessor();
-    let (stop_sender, stop) = watch::channel(false);
-    let gateway = Arc::new(Gateway {
-        identities: Arc::new(identities(
-            &config,
-            Arc::clone(&tree),
-            Arc::clone(&dns),
-            Arc::clone(&broker),
-        )),
-        upstreams: upstreams::load(&config)?,
-        policies: Arc::new(policies),
-        log: Arc::clone(&log),
-        flows: maps.flows,
-        analyst: Analyst::start(std::thread::available_parallelism().map_or(2, usize::from))
-            .context("starting the analysis threads")?,
-        cancel_keys: Arc::new(cancel_keys),
-        catalogues: Mutex::default(),
-        stop,
-        config,
-    });
-    dns.prepare().await;
-    health.examined().await;
-    let (listeners, gone) = match origin {
-        Origin::Broker(listeners) => (vec![listeners], None),
-        Origin::Predecessor(predecessor) => {
-            if let Event::GatewayStart {
-                predecessor: of, ..
-            } = &mut started
-            {
-                *of = Some(predecessor.pid());
-            }
-            // A failure until here leaves no trace in the log: it is the predecessor's to report.
-            let (listeners, gone) = predecessor.take_over().await?;
-            (listeners, Some(gone))
-        }
-    };
+        unopened,
+    } = compose::compose(start).await?;
+    // A failure until here leaves no trace in the log: a successor's is its predecessor's to report.
+    let (listeners, gone) = origin.listeners().await?;
+    let log = Arc::clone(&unopened.gateway.log);
     log.append(&started)?;
-    let (more, registered) = mpsc::channel(16);
-    let resolver = Resolver {
-        dns: Arc::clone(&dns),
-        datagrams: Arc::new(maps.datagrams),
-    };
-    let mut server = Server::new(
-        gateway,
-        signals,
-        Parts {
-            listeners: Listeners::open(resolver, listeners)?,
-            edge: Edge::new(
-                Senses {
-                    dns,
-                    tree,
-                    log: Arc::clone(&log),
-                    broker,
-                    counters: Arc::new(maps.counters),
-                },
-                maps.targets,
-                maps.events,
-                more.clone(),
-            ),
-            pulse: Pulse::new(maps.heartbeat, Arc::clone(&health)),
-            health,
-            registered,
-            stop: stop_sender,
-            program,
-            estate,
-        },
-    );
-    server.edge.start()?;
-    server.pulse.beat();
-    match gone {
-        Some(gone) => server.predecessor = Some(gone.serving(strays, more)?),
-        None => notify::ready(),
-    }
-    println!("sluice: ready on {}", server.listeners.addresses());
-    let reason = match server.serve().await {
-        End::Told(signal) => {
-            server.stop(signal).await;
-            signal
-        }
-        End::HandedOver(successor) => {
-            // The successor does it now, and this gateway must not take the log for itself.
-            examination.abort();
-            server.drain(successor).await
-        }
+    let ended = serve(unopened, listeners, gone).await;
+    let reason = match &ended {
+        Ok(reason) => (*reason).to_owned(),
+        Err(error) => format!("{error:#}"),
     };
     log.append(&Event::GatewayStop {
-        reason: reason.to_owned(),
+        reason,
         pid: Some(std::process::id()),
     })?;
     log.sync()?;
-    Ok(())
+    ended.map(drop)
 }
 
-/// A successor shares its predecessor's log, and finishes nothing that is only being drained.
-fn open_log(config: &Config, origin: &Origin) -> Result<Log> {
-    let log = match origin {
-        Origin::Predecessor(_) => Log::join(&config.storage.log),
-        Origin::Broker(_) => {
-            let recordings = config.storage.recordings.clone();
-            let digest = |session| recordings::digest(&recordings, session).ok();
-            Log::open_sealing(&config.storage.log, SystemTime::now(), digest)
+/// From the first connection to the last; answers why it ended.
+async fn serve(
+    unopened: Unopened,
+    listeners: Vec<broker::Listeners>,
+    gone: Option<Gone>,
+) -> Result<&'static str> {
+    let mut server = unopened.open(listeners)?;
+    server.edge.start()?;
+    server.pulse.beat();
+    match gone {
+        Some(gone) => server.stay_in_touch(gone)?,
+        None => notify::ready(),
+    }
+    println!("sluice: ready on {}", server.listeners.addresses());
+    match server.serve().await {
+        End::Told(signal) => {
+            server.stop(signal).await;
+            Ok(signal)
         }
-    };
-    log.context("opening the evidence log")
-}
-
-fn identities(
-    config: &Config,
-    tree: Arc<AgentTree>,
-    dns: Arc<Dns>,
-    broker: Arc<broker::Client>,
-) -> Identities {
-    let keyrings = config
-        .identities
-        .iter()
-        .map(|(name, issuer)| (name.clone(), Keyring::new(Arc::clone(issuer))))
-        .collect();
-    Identities::new(tree, keyrings, dns, broker)
+        End::HandedOver(successor) => Ok(server.drain(successor).await),
+    }
 }

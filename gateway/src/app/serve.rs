@@ -8,54 +8,65 @@ use anyhow::{Context, Result};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinError, JoinHandle, JoinSet};
 
 use super::Gateway;
 use super::edge::Edge;
-use super::handover::{HandoverError, Program, Successor};
+use super::handover::{Gone, HandoverError, Program, Successor};
 use super::health::Health;
-use super::listeners::{AFTER_FAILURE, Arrival, Listeners};
+use super::listeners::{AFTER_FAILURE, Arrival, Listeners, Resolver};
 use super::notify;
 use super::pulse::Pulse;
 use crate::audit::event::Event;
 use crate::broker;
 use crate::session;
+use crate::session::driver::postgres::cancel::Stray;
 
 /// How many connections are told at the same time that all sessions are in use.
 const MAX_REFUSALS: usize = 64;
+
+/// A gateway that lacks nothing but its listeners.
+#[derive(Debug)]
+pub struct Unopened {
+    pub gateway: Arc<Gateway>,
+    pub signals: Signals,
+    pub resolver: Resolver,
+    pub edge: Edge,
+    pub pulse: Pulse,
+    pub health: Arc<Health>,
+    pub examination: AbortHandle,
+    pub registering: mpsc::Sender<broker::Listeners>,
+    pub registered: mpsc::Receiver<broker::Listeners>,
+    pub strays: Option<mpsc::Receiver<Stray>>,
+    pub stop: watch::Sender<bool>,
+    pub program: Program,
+    pub estate: Arc<Vec<OwnedFd>>,
+}
 
 /// The gateway while it accepts.
 #[derive(Debug)]
 pub struct Server {
     pub(super) gateway: Arc<Gateway>,
     pub(super) listeners: Listeners,
-    pub(super) health: Arc<Health>,
     pub(super) edge: Edge,
     pub(super) pulse: Pulse,
     pub(super) sessions: JoinSet<()>,
     pub(super) signals: Signals,
-    /// Listeners of further network namespaces.
-    pub(super) registered: mpsc::Receiver<broker::Listeners>,
     /// Runs while a predecessor drains.
     pub(super) predecessor: Option<JoinHandle<()>>,
+    /// Of the guard and the disk; ends with it.
+    pub(super) examination: AbortHandle,
+    /// Listeners of further network namespaces.
+    pub(super) registered: mpsc::Receiver<broker::Listeners>,
     pub(super) stop: watch::Sender<bool>,
+    registering: mpsc::Sender<broker::Listeners>,
+    /// Cancel requests to ask the predecessor about.
+    strays: Option<mpsc::Receiver<Stray>>,
+    health: Arc<Health>,
     room: Room,
     program: Program,
     /// The kernel's maps, for a successor.
     estate: Arc<Vec<OwnedFd>>,
-}
-
-/// What a server is made of besides the [`Gateway`].
-#[derive(Debug)]
-pub struct Parts {
-    pub listeners: Listeners,
-    pub health: Arc<Health>,
-    pub edge: Edge,
-    pub pulse: Pulse,
-    pub registered: mpsc::Receiver<broker::Listeners>,
-    pub stop: watch::Sender<bool>,
-    pub program: Program,
-    pub estate: Vec<OwnedFd>,
 }
 
 /// Why the accept loop ended.
@@ -75,7 +86,7 @@ struct Room {
 }
 
 #[derive(Debug)]
-pub(super) struct Signals {
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
@@ -114,27 +125,40 @@ impl Signals {
 /// A successor on its way, on a task of its own.
 type Raising = JoinHandle<Result<Successor, HandoverError>>;
 
-impl Server {
-    pub fn new(gateway: Arc<Gateway>, signals: Signals, parts: Parts) -> Self {
-        let room = Room {
-            sessions: Arc::new(Semaphore::new(gateway.config.gateway.max_sessions)),
-            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
-        };
-        Self {
-            gateway,
-            listeners: parts.listeners,
-            health: parts.health,
-            edge: parts.edge,
-            pulse: parts.pulse,
+impl Unopened {
+    pub fn open(self, listeners: Vec<broker::Listeners>) -> Result<Server> {
+        Ok(Server {
+            listeners: Listeners::open(self.resolver, listeners)
+                .context("opening the listeners")?,
+            room: Room {
+                sessions: Arc::new(Semaphore::new(self.gateway.config.gateway.max_sessions)),
+                refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            },
+            gateway: self.gateway,
+            edge: self.edge,
+            pulse: self.pulse,
             sessions: JoinSet::new(),
-            signals,
-            registered: parts.registered,
+            signals: self.signals,
             predecessor: None,
-            stop: parts.stop,
-            room,
-            program: parts.program,
-            estate: Arc::new(parts.estate),
+            examination: self.examination,
+            registered: self.registered,
+            stop: self.stop,
+            registering: self.registering,
+            strays: self.strays,
+            health: self.health,
+            program: self.program,
+            estate: self.estate,
+        })
+    }
+}
+
+impl Server {
+    /// Says that this gateway accepts, and stays in touch with its predecessor until that has drained.
+    pub fn stay_in_touch(&mut self, gone: Gone) -> Result<()> {
+        if let Some(strays) = self.strays.take() {
+            self.predecessor = Some(gone.serving(strays, self.registering.clone())?);
         }
+        Ok(())
     }
 
     /// Accepts until a signal says otherwise.

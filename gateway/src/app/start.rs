@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 
-use super::handover::Predecessor;
+use super::handover::{Gone, Predecessor};
 use crate::broker::{self, Endowment, Listeners};
 use crate::config::Config;
 use crate::intercept::{self, Maps};
@@ -36,6 +36,19 @@ pub(super) enum Origin {
     Broker(Listeners),
     /// They come when the predecessor is done with them.
     Predecessor(Predecessor),
+}
+
+impl Origin {
+    /// The listeners, the host's first. Nobody accepts from them when this returns.
+    pub(super) async fn listeners(self) -> Result<(Vec<Listeners>, Option<Gone>)> {
+        match self {
+            Origin::Broker(listeners) => Ok((vec![listeners], None)),
+            Origin::Predecessor(predecessor) => {
+                let (listeners, gone) = predecessor.take_over().await?;
+                Ok((listeners, Some(gone)))
+            }
+        }
+    }
 }
 
 /// Gives up every privilege, then reads what has to be read with none.

@@ -123,3 +123,61 @@ impl AsFd for Channel {
         self.socket.as_fd()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write as _;
+
+    use super::super::message::{ToPredecessor, ToSuccessor};
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    #[test]
+    fn a_message_arrives_with_its_descriptors() {
+        let (own, other) = Channel::pair().unwrap();
+        let (other, peer) = Channel::inherited(other).unwrap();
+        assert_eq!(peer, nix::unistd::getpid());
+        let file = File::open("/dev/null").unwrap();
+        own.send(&ToSuccessor::Maps {}, &[file.as_fd(), file.as_fd()])
+            .unwrap();
+        let (message, descriptors) = other.receive::<ToSuccessor>(PATIENCE).unwrap();
+        assert!(matches!(message, ToSuccessor::Maps {}));
+        assert_eq!(descriptors.len(), 2);
+    }
+
+    #[test]
+    fn the_inbox_ends_with_the_other_side() {
+        let (own, other) = Channel::pair().unwrap();
+        let (other, _) = Channel::inherited(other).unwrap();
+        let mut inbox = own.inbox::<ToPredecessor>().unwrap();
+        other.send(&ToPredecessor::Ready {}, &[]).unwrap();
+        drop(other);
+        let first = inbox.blocking_recv();
+        assert!(matches!(first, Some((ToPredecessor::Ready {}, _))));
+        assert!(inbox.blocking_recv().is_none());
+    }
+
+    #[test]
+    fn nonsense_is_an_error_and_silence_has_an_end() {
+        let (own, other) = Channel::pair().unwrap();
+        let silent = own.receive::<ToPredecessor>(Duration::from_millis(50));
+        assert_eq!(silent.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        for nonsense in ["{}", "ready", r#"{"say":"ready","now":true}"#] {
+            let mut raw = File::from(other.try_clone().unwrap());
+            raw.write_all(nonsense.as_bytes()).unwrap();
+            let error = own.receive::<ToPredecessor>(PATIENCE).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn only_a_gateways_socket_is_taken_over() {
+        let file = File::open("/dev/null").unwrap();
+        assert!(Channel::inherited(file.into()).is_err());
+        let (stream, _other) = UnixStream::pair().unwrap();
+        let error = Channel::inherited(stream.into()).unwrap_err();
+        assert!(error.to_string().contains("standard input"), "{error}");
+    }
+}

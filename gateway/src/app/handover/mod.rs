@@ -25,7 +25,7 @@ mod predecessor;
 mod successor;
 
 pub use message::ToPredecessor;
-pub use predecessor::{Herald, Predecessor};
+pub use predecessor::{Gone, Herald, Predecessor};
 
 use predecessor::TAKE_OVER;
 pub use successor::{Estate, Program, Successor};

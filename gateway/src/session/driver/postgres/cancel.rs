@@ -59,13 +59,13 @@ pub struct Issued {
 
 impl CancelKeys {
     /// Those of a gateway with a predecessor, and the requests to ask it about.
-    pub fn with_predecessor() -> (Self, mpsc::Receiver<Stray>) {
+    pub fn with_predecessor() -> (Self, Option<mpsc::Receiver<Stray>>) {
         let (sender, strays) = mpsc::channel(STRAYS);
         let keys = Self {
             open: Mutex::default(),
             strays: Some(sender),
         };
-        (keys, strays)
+        (keys, Some(strays))
     }
 
     /// Passes a cancel request on to the target of its session, with a leaf. `false`: no session of `agent`
