@@ -1,4 +1,4 @@
-//! Fifty agents connect in a loop while something befalls the gateway: none of them gets past it, nobody else
+//! Fifty processes of an agent connect in a loop while something befalls the gateway: none of them gets past it, nobody else
 //! notices, and when it is back they are served without having been touched.
 
 use std::fs;
@@ -137,7 +137,7 @@ fn judge(load: Load, outage: &Outage) -> Outcome {
         return Err(format!("only {refused} connects were made during the outage"));
     }
     Ok(format!(
-        "{AGENTS} agents: {served} served, {refused} refused, {again} served again; {others} of others, all served"
+        "{AGENTS} loops: {served} served, {refused} refused, {again} served again; {others} of others, all served"
     ))
 }
 
