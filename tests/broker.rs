@@ -265,7 +265,13 @@ fn listeners_inside_another_namespace() {
     as_gateway(|| {
         let endowment = client.hello().expect("the guard is loaded");
         let maps = in_a_runtime(|| Maps::from_fds(endowment.maps).expect("they are the maps"));
+        let began = Instant::now();
         let there = client.listen(agent.pid(), cookie).expect("an agent's");
+        assert!(
+            began.elapsed() < Duration::from_secs(2),
+            "{:?}",
+            began.elapsed()
+        );
         assert_eq!(there.netns_cookie, cookie);
         assert_ne!(endowment.listeners.netns_cookie, cookie);
         be_alive(&maps);

@@ -25,7 +25,10 @@ use site::Site;
 fn outside_reaches_the_peer(site: &Site, sheet: &mut Sheet) {
     for (what, words) in [
         ("others connect, IPv4", ["tcp_connect", "192.0.2.7", "5432"]),
-        ("others connect, IPv6", ["tcp_connect", "2001:db8::7", "5432"]),
+        (
+            "others connect, IPv6",
+            ["tcp_connect", "2001:db8::7", "5432"],
+        ),
         ("others send datagrams", ["udp_sendto", "192.0.2.7", "9"]),
     ] {
         sheet.control(what, || {

@@ -234,7 +234,7 @@ fn what_cannot_be_written_down_does_not_happen() {
     let server = Postgres::start();
     let mut gateway = Setup::in_front_of(&server)
         .policy("allow-all")
-        .storage_of("512k")
+        .storage_of("6m")
         .start();
     gateway
         .psql(["INSERT INTO products VALUES (5, 'while there is room', 1, 1)"])

@@ -3,11 +3,14 @@
 
 use std::io::Write;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
+use nix::sys::signal::Signal;
+
 use crate::harness::gateway::psql_words;
-use crate::harness::program::run;
-use crate::harness::{Gateway, Postgres};
+use crate::harness::program::{eventually, run};
+use crate::harness::{Gateway, Postgres, Setup};
 
 #[test]
 fn agents_are_refused_others_connect_and_a_restart_mends_it() {
@@ -109,6 +112,65 @@ fn the_guard_outlives_the_gateway_and_says_so() {
     gateway.sluice(["guard", "load"]).succeeds();
     gateway.start();
     gateway.psql(["SELECT 1"]).succeeds();
+}
+
+#[test]
+fn agents_are_refused_within_seconds_when_the_gateway_is_stuck() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    gateway.psql(["SELECT 1"]).succeeds();
+    gateway.signal(Signal::SIGSTOP);
+    // Until the last beat is stale, connects wait in the backlog.
+    thread::sleep(Duration::from_secs(3));
+    let refused = gateway.psql(["SELECT 1"]).fails();
+    assert!(refused.took < Duration::from_secs(1), "{refused}");
+    gateway.signal(Signal::SIGCONT);
+    eventually("service", Duration::from_secs(10), || {
+        let ended = gateway.psql(["SELECT 1"]);
+        ended.status.success().then_some(())
+    });
+}
+
+#[test]
+fn a_full_disk_cuts_agents_off_until_it_has_room() {
+    let server = Postgres::start();
+    let gateway = Setup::in_front_of(&server).storage_of("6m").start();
+    gateway.psql(["SELECT 1"]).succeeds();
+    gateway.fill_storage();
+    let refused = eventually("a refusal by the kernel", Duration::from_secs(10), || {
+        let ended = gateway.psql(["SELECT 1"]);
+        ended.stderr.contains("Connection refused").then_some(ended)
+    });
+    assert!(refused.took < Duration::from_secs(1), "{refused}");
+    gateway.empty_storage();
+    eventually("service", Duration::from_secs(10), || {
+        let ended = gateway.psql(["SELECT 1"]);
+        ended.status.success().then_some(())
+    });
+    let alarm = gateway.event("guard.alarm");
+    assert!(alarm.text("problems").contains("less than 1 MiB"), "{alarm}");
+    gateway.event("guard.cleared");
+    gateway.sluice(["audit", "verify"]).succeeds().prints("ok");
+}
+
+#[test]
+fn agents_are_cut_off_while_nobody_watches_the_kernel_programs() {
+    let server = Postgres::start();
+    let mut gateway = Gateway::in_front_of(&server);
+    gateway.end_broker(Signal::SIGKILL);
+    // A broker may be restarted meanwhile.
+    gateway.psql(["SELECT 1"]).succeeds();
+    thread::sleep(Duration::from_secs(11));
+    eventually("a refusal", Duration::from_secs(5), || {
+        (!gateway.psql(["SELECT 1"]).status.success()).then_some(())
+    });
+    let alarm = gateway.event("guard.alarm");
+    assert!(alarm.text("problems").contains("nobody watches"), "{alarm}");
+    gateway.start_broker();
+    gateway.event("guard.cleared");
+    eventually("service", Duration::from_secs(10), || {
+        gateway.psql(["SELECT 1"]).status.success().then_some(())
+    });
 }
 
 #[test]

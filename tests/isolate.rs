@@ -17,8 +17,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::harness::gateway::AGENT;
+use crate::harness::gateway::psql_words;
 use crate::harness::program::{Ended, eventually, run, run_with_input};
-use crate::harness::{Gateway, Setup, scratch};
+use crate::harness::{Gateway, Postgres, Setup, scratch};
 
 use registrar::Registrar;
 
@@ -712,4 +713,33 @@ fn shell(script: &str) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", script]);
     command
+}
+
+/// The whole way: the namespace is reported, listeners are put there, and the agent's connection is a
+/// session like any other.
+#[test]
+fn an_isolated_agent_reaches_its_database_and_nothing_else() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    let address = gateway.address("127.0.0.1");
+    let words = psql_words(&address, ["SELECT count(*) FROM products"]);
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let direct = server.admin("SELECT count(*) FROM products");
+    run(exec(&gateway, &["--isolate"], &words))
+        .succeeds()
+        .prints(&direct);
+    gateway.event("netns.registered");
+    let opened = gateway.event("session.open");
+    assert_eq!(opened.text("agent"), AGENT, "{opened}");
+    let elsewhere = "
+import socket
+for address in ('192.0.2.9', '127.0.0.1', '2001:db8::9', '::1'):
+    try:
+        socket.create_connection((address, 9), timeout=5)
+        print('REACHED', address)
+    except OSError as error:
+        print(error)";
+    let words = [PYTHON, "-I", "-c", elsewhere];
+    let seen = run(exec(&gateway, &["--isolate"], &words)).succeeds();
+    assert!(!seen.text().contains("REACHED"), "{seen}");
 }

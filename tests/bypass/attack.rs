@@ -95,11 +95,7 @@ impl Place {
 
     /// The same, with a standard input of the test's choice.
     #[track_caller]
-    pub fn attack_with<'a>(
-        &self,
-        stdin: Stdio,
-        words: impl IntoIterator<Item = &'a str>,
-    ) -> Said {
+    pub fn attack_with<'a>(&self, stdin: Stdio, words: impl IntoIterator<Item = &'a str>) -> Said {
         let mut command = self.command(program(), words);
         command.stdin(stdin);
         said(command)
@@ -119,11 +115,7 @@ impl Place {
     }
 
     /// Any program in this place. It is there, and nobody's but that user's, before its first instruction.
-    pub fn command<'a>(
-        &self,
-        program: &Path,
-        words: impl IntoIterator<Item = &'a str>,
-    ) -> Command {
+    pub fn command<'a>(&self, program: &Path, words: impl IntoIterator<Item = &'a str>) -> Command {
         let procs = self.group.join("cgroup.procs");
         let procs = OpenOptions::new()
             .write(true)
@@ -246,7 +238,11 @@ fn compiled() -> PathBuf {
         let mut cc = Command::new("cc");
         cc.args(["-std=gnu17", "-O1", "-Wall", "-Wextra", "-pthread", "-o"])
             .arg(&unfinished)
-            .args(files.iter().filter(|file| file.extension().is_some_and(|kind| kind == "c")));
+            .args(
+                files
+                    .iter()
+                    .filter(|file| file.extension().is_some_and(|kind| kind == "c")),
+            );
         run(cc).succeeds();
         fs::rename(&unfinished, &program).expect("the target folder is writable");
     }
@@ -254,7 +250,9 @@ fn compiled() -> PathBuf {
 }
 
 fn modified(file: &Path) -> Option<SystemTime> {
-    fs::metadata(file).and_then(|metadata| metadata.modified()).ok()
+    fs::metadata(file)
+        .and_then(|metadata| metadata.modified())
+        .ok()
 }
 
 /// A socket made in a place: by a process there, which hands it over and ends.
@@ -276,8 +274,7 @@ fn receive(from: &std::os::unix::net::UnixStream) -> Option<OwnedFd> {
     let mut byte = [0];
     let mut slices = [io::IoSliceMut::new(&mut byte)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message =
-        recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
+    let message = recvmsg::<()>(from.as_raw_fd(), &mut slices, Some(&mut space), flags).ok()?;
     message.cmsgs().ok()?.find_map(|message| match message {
         // SAFETY: just received, and nobody else's.
         ControlMessageOwned::ScmRights(descriptors) => descriptors
@@ -286,4 +283,3 @@ fn receive(from: &std::os::unix::net::UnixStream) -> Option<OwnedFd> {
         _ => None,
     })
 }
-

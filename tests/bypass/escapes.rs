@@ -20,7 +20,10 @@ fn the_cgroup_cannot_be_left() {
     let bot = host.site.bot();
     let mount = cgroup::mount().display().to_string();
     for (attack, folder) in [
-        ("writing to every cgroup.procs and cgroup.threads", mount.as_str()),
+        (
+            "writing to every cgroup.procs and cgroup.threads",
+            mount.as_str(),
+        ),
         ("the same, and tasks, of every hierarchy", "/sys/fs/cgroup"),
     ] {
         sheet.row(attack, "owned by root", || {
@@ -33,19 +36,39 @@ fn the_cgroup_cannot_be_left() {
     }
     for (attack, folder) in [
         ("clone3 with CLONE_INTO_CGROUP, the root", mount.clone()),
-        ("clone3 with CLONE_INTO_CGROUP, outside", host.site.outsider().group.display().to_string()),
-        ("clone3 with CLONE_INTO_CGROUP, the gateway's", host.site.group_of_the_gateway()),
+        (
+            "clone3 with CLONE_INTO_CGROUP, outside",
+            host.site.outsider().group.display().to_string(),
+        ),
+        (
+            "clone3 with CLONE_INTO_CGROUP, the gateway's",
+            host.site.group_of_the_gateway(),
+        ),
     ] {
         sheet.row(attack, "owned by root", || {
             host.refused(&bot, &["cgroup_clone", &folder], &["EACCES"])
         });
     }
-    sheet.row("a user, cgroup and mount namespace of its own", "the same cgroup, whatever it is called", || {
-        host.redirected(&bot, &["cgroup_namespace", "192.0.2.7", "5432"], &["192.0.2.7:5432"])
-    });
+    sheet.row(
+        "a user, cgroup and mount namespace of its own",
+        "the same cgroup, whatever it is called",
+        || {
+            host.redirected(
+                &bot,
+                &["cgroup_namespace", "192.0.2.7", "5432"],
+                &["192.0.2.7:5432"],
+            )
+        },
+    );
     for (attack, words) in [
-        ("systemd-run --user", ["/usr/bin/systemd-run", "--user", "true"]),
-        ("systemd-run", ["/usr/bin/systemd-run", "--no-ask-password", "true"]),
+        (
+            "systemd-run --user",
+            ["/usr/bin/systemd-run", "--user", "true"],
+        ),
+        (
+            "systemd-run",
+            ["/usr/bin/systemd-run", "--no-ask-password", "true"],
+        ),
         ("at", ["/usr/bin/at", "now", "-V"]),
     ] {
         let program = std::path::Path::new(words[0]);
@@ -72,7 +95,10 @@ fn other_processes_are_no_way_out() {
     let outsider = host.site.outsider();
     for (attack, words) in [
         ("ptrace of another user's process", "trace_process"),
-        ("process_vm_writev into another user's process", "write_memory"),
+        (
+            "process_vm_writev into another user's process",
+            "write_memory",
+        ),
     ] {
         sheet.row(attack, "the agent's own user", || {
             let victim = outsider.as_user(SOMEBODY).start(["keep_socket", "tcp"]);
@@ -80,14 +106,18 @@ fn other_processes_are_no_way_out() {
             host.refused(&bot, &[words, &pid], &["EPERM"])
         });
     }
-    sheet.out_of_reach("ptrace of a process of the same user", "a user of its own; exec --isolate: pid namespace", || {
-        let mut victim = outsider.start(["keep_socket", "tcp"]);
-        victim.says();
-        let pid = victim.child.id().to_string();
-        let said = bot.attack(["trace_process", &pid]);
-        // Where Yama is active it is refused.
-        Ok(said.errno())
-    });
+    sheet.out_of_reach(
+        "ptrace of a process of the same user",
+        "a user of its own; exec --isolate: pid namespace",
+        || {
+            let mut victim = outsider.start(["keep_socket", "tcp"]);
+            victim.says();
+            let pid = victim.child.id().to_string();
+            let said = bot.attack(["trace_process", &pid]);
+            // Where Yama is active it is refused.
+            Ok(said.errno())
+        },
+    );
     sheet.finish();
 }
 
@@ -128,27 +158,44 @@ fn what_listens_on_the_host() {
         let other = bot.in_group(host.site.agents_group().join("other"));
         let mut listener = other.start(["tcp_listen", "127.0.0.1", "8081"]);
         listener.says();
-        host.refused(&bot, &["tcp_connect", "127.0.0.1", "8081"], &["ECONNREFUSED"])
+        host.refused(
+            &bot,
+            &["tcp_connect", "127.0.0.1", "8081"],
+            &["ECONNREFUSED"],
+        )
     });
-    sheet.row("a service of its own", "the same subtree: left alone", || {
-        let nested = bot.in_group(bot.group.join("server"));
-        let mut listener = nested.start(["tcp_listen", "127.0.0.1", "8082"]);
-        listener.says();
-        let said = bot.attack(["tcp_connect", "127.0.0.1", "8082"]);
-        match (said.errno().as_str(), host.accept_within(Duration::ZERO)) {
-            ("ok", None) => Ok("connected directly".to_owned()),
-            (errno, redirected) => Err(format!("{errno}, redirected: {}", redirected.is_some())),
-        }
-    });
-    sheet.row("others on the host dial an agent's server", "ingress, egress", || {
-        let mut listener = bot.start(["tcp_listen", "127.0.0.1", "8084"]);
-        listener.says();
-        let said = host.site.outsider().attack(["tcp_connect", "127.0.0.1", "8084"]);
-        match said.errno().as_str() {
-            "ok" => Err("connected".to_owned()),
-            errno => Ok(format!("the caller gets {errno}")),
-        }
-    });
+    sheet.row(
+        "a service of its own",
+        "the same subtree: left alone",
+        || {
+            let nested = bot.in_group(bot.group.join("server"));
+            let mut listener = nested.start(["tcp_listen", "127.0.0.1", "8082"]);
+            listener.says();
+            let said = bot.attack(["tcp_connect", "127.0.0.1", "8082"]);
+            match (said.errno().as_str(), host.accept_within(Duration::ZERO)) {
+                ("ok", None) => Ok("connected directly".to_owned()),
+                (errno, redirected) => {
+                    Err(format!("{errno}, redirected: {}", redirected.is_some()))
+                }
+            }
+        },
+    );
+    sheet.row(
+        "others on the host dial an agent's server",
+        "ingress, egress",
+        || {
+            let mut listener = bot.start(["tcp_listen", "127.0.0.1", "8084"]);
+            listener.says();
+            let said = host
+                .site
+                .outsider()
+                .attack(["tcp_connect", "127.0.0.1", "8084"]);
+            match said.errno().as_str() {
+                "ok" => Err("connected".to_owned()),
+                errno => Ok(format!("the caller gets {errno}")),
+            }
+        },
+    );
     for (attack, listen, peer) in [
         ("waiting for somebody to dial in", "0.0.0.0", HOST),
         ("waiting for somebody to dial in, IPv6", "::", HOST6),
@@ -180,38 +227,64 @@ fn the_gateways_port_is_nobody_elses() {
     host.tcp.clear();
     host.udp.clear();
     for address in ["127.0.0.1", "0.0.0.0", "::1", "::"] {
-        sheet.row(&format!("an agent binds {address}, the gateway dead"), "bind", || {
-            host.refused(&bot, &["bind_port", "tcp", address, &port], &["EPERM"])
-        });
+        sheet.row(
+            &format!("an agent binds {address}, the gateway dead"),
+            "bind",
+            || host.refused(&bot, &["bind_port", "tcp", address, &port], &["EPERM"]),
+        );
     }
     sheet.row("a privileged port", "bind", || {
         let root = bot.as_user(0);
         host.refused(&root, &["bind_port", "tcp", "127.0.0.1", "53"], &["EPERM"])
     });
     for address in ["127.0.0.1", "0.0.0.0"] {
-        sheet.row(&format!("somebody else listens on {address}, the gateway dead"), "port_lookup", || {
-            let mut squatter = outsider.start(["tcp_listen", address, &port]);
-            squatter.says();
-            let outcome = host.refused(&bot, &["tcp_connect", "192.0.2.7", "5432"], &["ECONNREFUSED"]);
-            match squatter.end().is_empty() {
-                true => outcome,
-                false => Err("the squatter got the connection".to_owned()),
-            }
-        });
+        sheet.row(
+            &format!("somebody else listens on {address}, the gateway dead"),
+            "port_lookup",
+            || {
+                let mut squatter = outsider.start(["tcp_listen", address, &port]);
+                squatter.says();
+                let outcome = host.refused(
+                    &bot,
+                    &["tcp_connect", "192.0.2.7", "5432"],
+                    &["ECONNREFUSED"],
+                );
+                match squatter.end().is_empty() {
+                    true => outcome,
+                    false => Err("the squatter got the connection".to_owned()),
+                }
+            },
+        );
     }
-    sheet.row("the gateway dead: an agent's connect", "nobody listens", || {
-        host.refused(&bot, &["tcp_connect", "192.0.2.7", "5432"], &["ECONNREFUSED"])
-    });
+    sheet.row(
+        "the gateway dead: an agent's connect",
+        "nobody listens",
+        || {
+            host.refused(
+                &bot,
+                &["tcp_connect", "192.0.2.7", "5432"],
+                &["ECONNREFUSED"],
+            )
+        },
+    );
     host.stop_heart();
     std::thread::sleep(Duration::from_millis(3500));
-    sheet.row("the heart stopped: an agent's connect", "connect: gateway-silent", || {
-        let before = host.site.denied(Denial::Heartbeat);
-        let outcome = host.refused(&bot, &["tcp_connect", "192.0.2.7", "5432"], &["ECONNREFUSED"]);
-        match host.site.denied(Denial::Heartbeat) - before {
-            1 => outcome,
-            other => Err(format!("counted {other} times")),
-        }
-    });
+    sheet.row(
+        "the heart stopped: an agent's connect",
+        "connect: gateway-silent",
+        || {
+            let before = host.site.denied(Denial::Heartbeat);
+            let outcome = host.refused(
+                &bot,
+                &["tcp_connect", "192.0.2.7", "5432"],
+                &["ECONNREFUSED"],
+            );
+            match host.site.denied(Denial::Heartbeat) - before {
+                1 => outcome,
+                other => Err(format!("counted {other} times")),
+            }
+        },
+    );
     sheet.finish();
 }
 
@@ -226,22 +299,29 @@ fn other_namespaces() {
     ] {
         sheet.row(attack, "connect: netns-unregistered", || {
             let before = host.site.denied(Denial::Netns);
-            let outcome =
-                host.refused(&bot, &["namespace_connect", address, "5432", "1"], &["ECONNREFUSED"]);
+            let outcome = host.refused(
+                &bot,
+                &["namespace_connect", address, "5432", "1"],
+                &["ECONNREFUSED"],
+            );
             match host.site.denied(Denial::Netns) - before {
                 1 => outcome,
                 other => Err(format!("counted {other} times")),
             }
         });
     }
-    sheet.row("the same 4-tuple in two namespaces", "the key has the namespace's cookie", || {
-        let other = Netns::new();
-        let there = bot.in_netns(&other);
-        let words = ["tcp_from_port", "192.0.2.7", "5432", "127.0.0.1", "45678"];
-        let outcome = host.redirected(&bot, &words, &["192.0.2.7:5432"])?;
-        host.refused(&there, &words, &["ECONNREFUSED"])?;
-        Ok(format!("{outcome}; the other refused"))
-    });
+    sheet.row(
+        "the same 4-tuple in two namespaces",
+        "the key has the namespace's cookie",
+        || {
+            let other = Netns::new();
+            let there = bot.in_netns(&other);
+            let words = ["tcp_from_port", "192.0.2.7", "5432", "127.0.0.1", "45678"];
+            let outcome = host.redirected(&bot, &words, &["192.0.2.7:5432"])?;
+            host.refused(&there, &words, &["ECONNREFUSED"])?;
+            Ok(format!("{outcome}; the other refused"))
+        },
+    );
     sheet.finish();
 }
 
@@ -252,12 +332,19 @@ fn unix_sockets() {
     let bot = host.site.bot();
     let outsider = host.site.outsider().as_user(SOMEBODY);
     let folder = crate::harness::scratch::folder("unix");
-    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o777))
-        .expect("it is ours");
+    std::fs::set_permissions(
+        folder.path(),
+        std::os::unix::fs::PermissionsExt::from_mode(0o777),
+    )
+    .expect("it is ours");
     let at = |name: &str| folder.path().join(name).display().to_string();
     let abstract_name = format!("@{}", crate::harness::scratch::name());
     for (attack, name, kind) in [
-        ("a container engine's socket (docker.sock)", at("docker.sock"), "stream"),
+        (
+            "a container engine's socket (docker.sock)",
+            at("docker.sock"),
+            "stream",
+        ),
         ("a message bus (D-Bus)", at("bus"), "stream"),
         ("a resolver's socket (varlink)", at("resolve"), "stream"),
         ("an abstract socket", abstract_name, "stream"),
@@ -289,29 +376,44 @@ fn with_programs_of_others() {
     let mut sheet = Sheet::new("Programs of others", host.capture());
     let bot = host.site.bot();
     let root = host.site.outsider().as_user(0);
-    let above = bot.group.ancestors().nth(2).expect("it is two levels down").display().to_string();
+    let above = bot
+        .group
+        .ancestors()
+        .nth(2)
+        .expect("it is two levels down")
+        .display()
+        .to_string();
     let below = bot.group.display().to_string();
-    sheet.row("a load balancer's program above, which runs after ours", "connect4 has decided already", || {
-        let mut other = root.start(["rewrite_program", &above, "192.0.2.7"]);
-        other.says();
-        let said = bot.attack(["tcp_connect", "10.77.0.2", "5432"]);
-        drop(other);
-        match host.accept_within(Duration::from_secs(1)) {
-            Some(stream) => match host.flow_of(&stream) {
-                Some(flow) => Ok(format!("redirected, flow {}", flow.original)),
-                None => Err("no flow".to_owned()),
-            },
-            // It sent the redirected connect away, as nothing but root can; it must not leave.
-            None if said.errno() != "ok" => Ok(said.errno()),
-            None => Err(said.story()),
-        }
-    });
-    sheet.row("a program below, which runs before ours", "connect4 sees what it made of it", || {
-        let mut other = root.start(["rewrite_program", &below, "10.77.0.2"]);
-        other.says();
-        let outcome = host.redirected(&bot, &["tcp_connect", "192.0.2.7", "80"], &["10.77.0.2:80"]);
-        drop(other);
-        outcome
-    });
+    sheet.row(
+        "a load balancer's program above, which runs after ours",
+        "connect4 has decided already",
+        || {
+            let mut other = root.start(["rewrite_program", &above, "192.0.2.7"]);
+            other.says();
+            let said = bot.attack(["tcp_connect", "10.77.0.2", "5432"]);
+            drop(other);
+            match host.accept_within(Duration::from_secs(1)) {
+                Some(stream) => match host.flow_of(&stream) {
+                    Some(flow) => Ok(format!("redirected, flow {}", flow.original)),
+                    None => Err("no flow".to_owned()),
+                },
+                // It sent the redirected connect away, as nothing but root can; it must not leave.
+                None if said.errno() != "ok" => Ok(said.errno()),
+                None => Err(said.story()),
+            }
+        },
+    );
+    sheet.row(
+        "a program below, which runs before ours",
+        "connect4 sees what it made of it",
+        || {
+            let mut other = root.start(["rewrite_program", &below, "10.77.0.2"]);
+            other.says();
+            let outcome =
+                host.redirected(&bot, &["tcp_connect", "192.0.2.7", "80"], &["10.77.0.2:80"]);
+            drop(other);
+            outcome
+        },
+    );
     sheet.finish();
 }

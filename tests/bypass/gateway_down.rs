@@ -52,7 +52,10 @@ impl Load {
             .expect("a new namespace");
         let places = ["192.0.2.7", "2001:db8::7", "10.77.0.2", "fd00:77::2"];
         let agents = (0..AGENTS)
-            .map(|n| site.bot().start(["tcp_loop", places[n % places.len()], "5432", PAUSE_MS]))
+            .map(|n| {
+                site.bot()
+                    .start(["tcp_loop", places[n % places.len()], "5432", PAUSE_MS])
+            })
             .collect();
         // Its backlog fills: nobody accepts. A reset connection leaves the queue when it is accepted only,
         // so somebody has to.
@@ -127,14 +130,24 @@ fn judge(load: Load, outage: &Outage) -> Outcome {
             [first, middle @ .., last] if first.answer == "ok" && last.answer == "ok" => {
                 served += first.times;
                 again += last.times;
-                refused += middle.iter().filter(|one| one.answer != "ok").map(|one| one.times).sum::<u64>();
+                refused += middle
+                    .iter()
+                    .filter(|one| one.answer != "ok")
+                    .map(|one| one.times)
+                    .sum::<u64>();
             }
-            other => return Err(format!("an agent was not served before and after: {other:?}")),
+            other => {
+                return Err(format!(
+                    "an agent was not served before and after: {other:?}"
+                ));
+            }
         }
     }
     let others: u64 = outsider.iter().map(|stretch| stretch.times).sum();
     if refused < AGENTS as u64 {
-        return Err(format!("only {refused} connects were made during the outage"));
+        return Err(format!(
+            "only {refused} connects were made during the outage"
+        ));
     }
     Ok(format!(
         "{AGENTS} loops: {served} served, {refused} refused, {again} served again; {others} of others, all served"
@@ -159,7 +172,14 @@ fn killed() {
         let mended_ms = now_ms();
         host.start_gateway();
         a_while();
-        judge(load, &Outage { began_ms, grace_ms: 0, mended_ms })
+        judge(
+            load,
+            &Outage {
+                began_ms,
+                grace_ms: 0,
+                mended_ms,
+            },
+        )
     });
     sheet.finish();
 }
@@ -179,7 +199,14 @@ fn stopped() {
         host.signal_gateway(Signal::SIGCONT);
         sleep(Duration::from_secs(1));
         a_while();
-        judge(load, &Outage { began_ms, grace_ms: HEARTBEAT_MS, mended_ms })
+        judge(
+            load,
+            &Outage {
+                began_ms,
+                grace_ms: HEARTBEAT_MS,
+                mended_ms,
+            },
+        )
     });
     sheet.finish();
 }
@@ -190,26 +217,37 @@ fn out_of_memory() {
     let memory = MemoryGroup::of(&host.site);
     host.start_gateway_by(memory.starting(&host.site));
     let mut sheet = Sheet::new("The gateway is out of memory", host.site.uplink.capture());
-    sheet.row("the kernel's OOM killer", "nobody listens; the links are pinned", || {
-        let load = Load::start(&host.site);
-        a_while();
-        let began_ms = now_ms();
-        memory.exhaust();
-        host.gateway_ended();
-        let killed = memory.kills();
-        if killed == 0 {
-            return Err("the gateway ended, but not by the OOM killer".to_owned());
-        }
-        // The time at which it was noticed; the kill itself was before.
-        let noticed_ms = now_ms();
-        memory.lift();
-        a_while();
-        let mended_ms = now_ms();
-        host.start_gateway();
-        a_while();
-        let grace_ms = noticed_ms - began_ms;
-        judge(load, &Outage { began_ms, grace_ms, mended_ms })
-    });
+    sheet.row(
+        "the kernel's OOM killer",
+        "nobody listens; the links are pinned",
+        || {
+            let load = Load::start(&host.site);
+            a_while();
+            let began_ms = now_ms();
+            memory.exhaust();
+            host.gateway_ended();
+            let killed = memory.kills();
+            if killed == 0 {
+                return Err("the gateway ended, but not by the OOM killer".to_owned());
+            }
+            // The time at which it was noticed; the kill itself was before.
+            let noticed_ms = now_ms();
+            memory.lift();
+            a_while();
+            let mended_ms = now_ms();
+            host.start_gateway();
+            a_while();
+            let grace_ms = noticed_ms - began_ms;
+            judge(
+                load,
+                &Outage {
+                    began_ms,
+                    grace_ms,
+                    mended_ms,
+                },
+            )
+        },
+    );
     sheet.finish();
 }
 
@@ -220,20 +258,31 @@ fn disk_full() {
     host.mount_storage("8m");
     host.start_gateway();
     let mut sheet = Sheet::new("The gateway's disk is full", host.site.uplink.capture());
-    sheet.row("no space for the log", "the gateway stops its own heart", || {
-        let load = Load::start(&host.site);
-        a_while();
-        let began_ms = now_ms();
-        host.fill_storage();
-        sleep(Duration::from_millis(HEARTBEAT_MS));
-        a_while();
-        let mended_ms = now_ms();
-        host.empty_storage();
-        // It finds out by trying.
-        sleep(Duration::from_secs(3));
-        a_while();
-        judge(load, &Outage { began_ms, grace_ms: HEARTBEAT_MS, mended_ms })
-    });
+    sheet.row(
+        "no space for the log",
+        "the gateway stops its own heart",
+        || {
+            let load = Load::start(&host.site);
+            a_while();
+            let began_ms = now_ms();
+            host.fill_storage();
+            sleep(Duration::from_millis(HEARTBEAT_MS));
+            a_while();
+            let mended_ms = now_ms();
+            host.empty_storage();
+            // It finds out by trying.
+            sleep(Duration::from_secs(3));
+            a_while();
+            judge(
+                load,
+                &Outage {
+                    began_ms,
+                    grace_ms: HEARTBEAT_MS,
+                    mended_ms,
+                },
+            )
+        },
+    );
     sheet.finish();
 }
 
@@ -299,7 +348,9 @@ impl MemoryGroup {
         let mut command = Command::new("sh");
         command
             .arg("-c")
-            .arg(format!(r#"{enter}echo 1000 > /proc/self/oom_score_adj && exec "$@""#))
+            .arg(format!(
+                r#"{enter}echo 1000 > /proc/self/oom_score_adj && exec "$@""#
+            ))
             .arg("sh")
             .arg(sluice.get_program())
             .args(sluice.get_args())
@@ -312,7 +363,10 @@ impl MemoryGroup {
         fs::write(self.folder.join(self.limit), (96u64 << 20).to_string()).expect("it is ours");
         let mut neighbour = Command::new("sh");
         neighbour
-            .args(["-c", r#"echo 0 > "$0/cgroup.procs" && exec "$1" eat_memory 400"#])
+            .args([
+                "-c",
+                r#"echo 0 > "$0/cgroup.procs" && exec "$1" eat_memory 400"#,
+            ])
             .arg(&self.neighbour)
             .arg(program())
             .stdin(Stdio::null())
@@ -328,7 +382,8 @@ impl MemoryGroup {
     fn kills(&self) -> u64 {
         let text = fs::read_to_string(self.folder.join(self.kills)).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
-        line.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+        line.and_then(|count| count.trim().parse().ok())
+            .unwrap_or(0)
     }
 }
 

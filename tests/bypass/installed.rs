@@ -165,7 +165,10 @@ impl Drop for Installed {
             }
         }
         if self.mounted {
-            let _ = Command::new("umount").arg("-l").arg(self.site.storage()).status();
+            let _ = Command::new("umount")
+                .arg("-l")
+                .arg(self.site.storage())
+                .status();
         }
     }
 }

@@ -16,7 +16,10 @@ fn no_other_protocol() {
     let bot = host.site.bot();
     let root = bot.as_user(0);
     // As many distributions have it: otherwise it is this setting that refuses, and no hook is asked.
-    host.site.uplink.host.sysctl("ipv4/ping_group_range", "0 2147483647");
+    host.site
+        .uplink
+        .host
+        .sysctl("ipv4/ping_group_range", "0 2147483647");
     for (attack, place, family, kind, protocol) in [
         ("MPTCP", &bot, "2", "1", "262"),
         ("MPTCP, IPv6", &bot, "10", "1", "262"),
@@ -40,36 +43,54 @@ fn no_other_protocol() {
             host.refused(place, &["kind", family, kind, protocol], &missing)
         });
     }
-    sheet.row("IP_HDRINCL, as root in the cgroup", "sock_create: socket-kind", || {
-        host.refused(&root, &["header_included", "192.0.2.7", "9"], &["EPERM"])
-    });
+    sheet.row(
+        "IP_HDRINCL, as root in the cgroup",
+        "sock_create: socket-kind",
+        || host.refused(&root, &["header_included", "192.0.2.7", "9"], &["EPERM"]),
+    );
     sheet.row("packet socket", "needs CAP_NET_RAW", || {
         host.refused(&bot, &["packet", DEVICE], &["EPERM"])
     });
-    sheet.row("packet socket in a user namespace of its own", "there is no uplink in there", || {
-        let said = bot.attack(["packet_in_namespace", DEVICE]);
-        match said.errno().as_str() {
-            "ok" => Err(said.story()),
-            errno => Ok(format!("no device ({errno})")),
-        }
-    });
+    sheet.row(
+        "packet socket in a user namespace of its own",
+        "there is no uplink in there",
+        || {
+            let said = bot.attack(["packet_in_namespace", DEVICE]);
+            match said.errno().as_str() {
+                "ok" => Err(said.story()),
+                errno => Ok(format!("no device ({errno})")),
+            }
+        },
+    );
     sheet.row("TUN device", "device", || {
         host.refused(&bot, &["tunnel"], &["EPERM", "EACCES"])
     });
-    sheet.row("TUN device in a user namespace of its own", "device", || {
-        host.refused(&bot, &["tunnel", "namespace"], &["EPERM", "EACCES"])
-    });
+    sheet.row(
+        "TUN device in a user namespace of its own",
+        "device",
+        || host.refused(&bot, &["tunnel", "namespace"], &["EPERM", "EACCES"]),
+    );
     sheet.row("TUN device, as root in the cgroup", "device", || {
         host.refused(&root, &["tunnel"], &["EPERM"])
     });
-    sheet.row("block devices and memory, as root in the cgroup", "device", || {
-        for path in ["/dev/mem", "/dev/kmsg", "/dev/fuse", "/dev/vhost-vsock", "/dev/net/tun"] {
-            if std::path::Path::new(path).exists() {
-                host.refused(&root, &["device", path], &["EPERM"])?;
+    sheet.row(
+        "block devices and memory, as root in the cgroup",
+        "device",
+        || {
+            for path in [
+                "/dev/mem",
+                "/dev/kmsg",
+                "/dev/fuse",
+                "/dev/vhost-vsock",
+                "/dev/net/tun",
+            ] {
+                if std::path::Path::new(path).exists() {
+                    host.refused(&root, &["device", path], &["EPERM"])?;
+                }
             }
-        }
-        Ok("EPERM".to_owned())
-    });
+            Ok("EPERM".to_owned())
+        },
+    );
     sheet.row("the harmless devices stay", "device", || {
         for path in ["/dev/null", "/dev/zero", "/dev/full", "/dev/urandom"] {
             let said = bot.attack(["device", path]);
@@ -79,17 +100,23 @@ fn no_other_protocol() {
         }
         Ok("open".to_owned())
     });
-    sheet.row("every family 0 to 46 with every type", "sock_create, for all families it is asked for", || {
-        families(&bot)
-    });
-    sheet.out_of_reach("vsock: the host of a virtual machine", "exec --isolate: seccomp", || {
-        let said = bot.attack(["vsock"]);
-        match said.last("call").as_str() {
-            // This kernel may have none, which is as good.
-            Some("socket AF_VSOCK") => Ok(format!("socket: {}", said.errno())),
-            _ => Ok(format!("connect: {}", said.errno())),
-        }
-    });
+    sheet.row(
+        "every family 0 to 46 with every type",
+        "sock_create, for all families it is asked for",
+        || families(&bot),
+    );
+    sheet.out_of_reach(
+        "vsock: the host of a virtual machine",
+        "exec --isolate: seccomp",
+        || {
+            let said = bot.attack(["vsock"]);
+            match said.last("call").as_str() {
+                // This kernel may have none, which is as good.
+                Some("socket AF_VSOCK") => Ok(format!("socket: {}", said.errno())),
+                _ => Ok(format!("connect: {}", said.errno())),
+            }
+        },
+    );
     sheet.finish();
 }
 

@@ -80,20 +80,41 @@ fn who_is_no_agent_runs_no_program() {
     let mut sheet = Sheet::new("Everybody else", host.capture());
     let elsewhere = Netns::new();
     let stranger = host.site.stranger();
-    sheet.row("a process outside: programs run", "attached to the agents' cgroup only", || {
-        let ran = run_by(&host.site, &stranger.in_netns(&elsewhere))?;
-        match ran.is_empty() {
-            true => Ok(format!("none, by {} connects and 2 datagrams", 2 * CONNECTS)),
-            false => Err(format!("{ran:?}")),
-        }
-    });
-    sheet.row("the same in the gateway's namespace", "port_lookup sees every incoming connection", || {
-        only(run_by(&host.site, &stranger)?, &["port_lookup"])
-    });
-    sheet.row("the same below the guard's cgroup", "the guard sees connect and sendmsg", || {
-        let guard = ["guard_connect4", "guard_connect6", "guard_sendmsg4", "guard_sendmsg6"];
-        only(run_by(&host.site, &host.site.outsider().in_netns(&elsewhere))?, &guard)
-    });
+    sheet.row(
+        "a process outside: programs run",
+        "attached to the agents' cgroup only",
+        || {
+            let ran = run_by(&host.site, &stranger.in_netns(&elsewhere))?;
+            match ran.is_empty() {
+                true => Ok(format!(
+                    "none, by {} connects and 2 datagrams",
+                    2 * CONNECTS
+                )),
+                false => Err(format!("{ran:?}")),
+            }
+        },
+    );
+    sheet.row(
+        "the same in the gateway's namespace",
+        "port_lookup sees every incoming connection",
+        || only(run_by(&host.site, &stranger)?, &["port_lookup"]),
+    );
+    sheet.row(
+        "the same below the guard's cgroup",
+        "the guard sees connect and sendmsg",
+        || {
+            let guard = [
+                "guard_connect4",
+                "guard_connect6",
+                "guard_sendmsg4",
+                "guard_sendmsg6",
+            ];
+            only(
+                run_by(&host.site, &host.site.outsider().in_netns(&elsewhere))?,
+                &guard,
+            )
+        },
+    );
     sheet.row("an agent, so that this could fail", "", || {
         let ran = ran_during(&host.site, || {
             host.site.bot().attack(["tcp_connect", "192.0.2.7", "5432"]);
@@ -125,9 +146,21 @@ fn connects_of_others_take_as_long_as_without() {
     let mut sheet = Sheet::new("Everybody else, how fast", site.uplink.capture());
     let elsewhere = Netns::new();
     let places = [
-        ("a process outside", site.stranger().in_netns(&elsewhere), 1.3),
-        ("in the gateway's namespace (port_lookup)", site.stranger(), 2.0),
-        ("below the guard's cgroup", site.outsider().in_netns(&elsewhere), 2.0),
+        (
+            "a process outside",
+            site.stranger().in_netns(&elsewhere),
+            1.3,
+        ),
+        (
+            "in the gateway's namespace (port_lookup)",
+            site.stranger(),
+            2.0,
+        ),
+        (
+            "below the guard's cgroup",
+            site.outsider().in_netns(&elsewhere),
+            2.0,
+        ),
     ];
     let mut with = vec![Vec::new(); places.len()];
     let mut without = with.clone();
@@ -142,15 +175,23 @@ fn connects_of_others_take_as_long_as_without() {
         }
     }
     for (((what, _, most), with), without) in places.iter().zip(&mut with).zip(&mut without) {
-        sheet.row(&format!("connect of {what}: median, with : without"), "", || {
-            let (with, without) = (median(with), median(without));
-            let ratio = with / without;
-            let text = format!("{:.1} µs : {:.1} µs, ratio {ratio:.3}", with / 1000.0, without / 1000.0);
-            match ratio < *most {
-                true => Ok(text),
-                false => Err(text),
-            }
-        });
+        sheet.row(
+            &format!("connect of {what}: median, with : without"),
+            "",
+            || {
+                let (with, without) = (median(with), median(without));
+                let ratio = with / without;
+                let text = format!(
+                    "{:.1} µs : {:.1} µs, ratio {ratio:.3}",
+                    with / 1000.0,
+                    without / 1000.0
+                );
+                match ratio < *most {
+                    true => Ok(text),
+                    false => Err(text),
+                }
+            },
+        );
     }
     sheet.finish();
 }

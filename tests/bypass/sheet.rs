@@ -122,7 +122,9 @@ impl Sheet {
             &passed.to_string(),
             &result,
         ];
-        let row = fields.map(|field| field.replace(['\t', '\n'], " ")).join("\t");
+        let row = fields
+            .map(|field| field.replace(['\t', '\n'], " "))
+            .join("\t");
         // One write, so that the rows of tests that run at the same time do not mix.
         let mut file = OpenOptions::new()
             .append(true)

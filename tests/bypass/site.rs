@@ -316,7 +316,9 @@ impl Attended {
             .iter()
             .map(|target| target.parse().expect("targets are addresses"))
             .collect();
-        maps.targets.replace(&targets).expect("root may say what the targets are");
+        maps.targets
+            .replace(&targets)
+            .expect("root may say what the targets are");
         let beating = Arc::new(AtomicBool::new(true));
         let heart = thread::spawn({
             let (maps, beating) = (Arc::clone(&maps), Arc::clone(&beating));
@@ -437,13 +439,13 @@ impl Attended {
             };
             self.held.push(stream);
             let group = fs::metadata(&place.group).expect("it was made").ino();
-            let seen = (flow.original.to_string(), flow.tgid, flow.uid, flow.cgroup_id);
-            let expected = (
-                (*original).to_owned(),
-                said.pid,
-                place.user,
-                group,
+            let seen = (
+                flow.original.to_string(),
+                flow.tgid,
+                flow.uid,
+                flow.cgroup_id,
             );
+            let expected = ((*original).to_owned(), said.pid, place.user, group);
             if seen != expected {
                 return Err(format!("flow {seen:?}, not {expected:?}"));
             }

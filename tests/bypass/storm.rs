@@ -82,20 +82,36 @@ fn ten_thousand_connects_from_sixty_four_clients() {
             if let Some(wrong) = seen.wrong.first() {
                 return Err(format!("{} flows are wrong: {wrong}", seen.wrong.len()));
             }
-            let missing = targets.iter().filter(|target| !seen.originals.contains_key(target));
+            let missing = targets
+                .iter()
+                .filter(|target| !seen.originals.contains_key(target));
             let missing: Vec<_> = missing.collect();
-            let more = seen.originals.keys().filter(|original| !targets.contains(original)).count();
+            let more = seen
+                .originals
+                .keys()
+                .filter(|original| !targets.contains(original))
+                .count();
             if !missing.is_empty() || more > 0 {
-                return Err(format!("{} of {} are missing, {more} should not be there: {missing:?}", missing.len(), targets.len()));
+                return Err(format!(
+                    "{} of {} are missing, {more} should not be there: {missing:?}",
+                    missing.len(),
+                    targets.len()
+                ));
             }
             let all = u64::from(CLIENTS) * u64::from(EACH);
             let redirected = targets.len() as u64;
             let client = |name: &str| said.last(name).as_u64().unwrap_or_default();
-            if (client("done"), client("refused"), client("failed")) != (redirected, all - redirected, 0) {
+            if (client("done"), client("refused"), client("failed"))
+                != (redirected, all - redirected, 0)
+            {
                 return Err(format!("the clients say {:?} {}", said.lines, said.stderr));
             }
             let counters = host.site.counters().ok_or("the kernel counts nothing")?;
-            let counted = (counters.connects, counters.redirected, counters.denied[Denial::NoTarget as usize]);
+            let counted = (
+                counters.connects,
+                counters.redirected,
+                counters.denied[Denial::NoTarget as usize],
+            );
             if counted != (all, redirected, all - redirected) {
                 return Err(format!("the kernel counts {counted:?}"));
             }
@@ -131,27 +147,38 @@ fn serve(host: &Attended, listener: &TcpListener, seen: &Mutex<Seen>, over: &Ato
 }
 
 /// The flow of an accepted socket, checked against what its client says of itself.
-fn examine(host: &Attended, mut stream: TcpStream) -> Result<(SocketAddr, Option<(u16, u16)>), String> {
+fn examine(
+    host: &Attended,
+    mut stream: TcpStream,
+) -> Result<(SocketAddr, Option<(u16, u16)>), String> {
     let flow = host.flow_of(&stream).ok_or("a connection without a flow")?;
     if (flow.uid, flow.cgroup_id) != (NOBODY, host.site.bot_id()) {
         return Err(format!("somebody else's flow: {flow:?}"));
     }
-    stream.set_nonblocking(false).map_err(|error| error.to_string())?;
+    stream
+        .set_nonblocking(false)
+        .map_err(|error| error.to_string())?;
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))
         .map_err(|error| error.to_string())?;
     let mut mark = [0; 8];
     match stream.read_exact(&mut mark) {
         Ok(()) => {
-            let [number, n] = [0, 4].map(|at| u32::from_ne_bytes([mark[at], mark[at + 1], mark[at + 2], mark[at + 3]]) as u16);
+            let [number, n] = [0, 4].map(|at| {
+                u32::from_ne_bytes([mark[at], mark[at + 1], mark[at + 2], mark[at + 3]]) as u16
+            });
             match place(number, n) == flow.original {
                 true => Ok((flow.original, Some((number, n)))),
-                false => Err(format!("{} is the flow of client {number}, connect {n}", flow.original)),
+                false => Err(format!(
+                    "{} is the flow of client {number}, connect {n}",
+                    flow.original
+                )),
             }
         }
         // Closed at once, or reset.
         Err(_) => {
-            let closes = connects().any(|(number, n)| n % 5 == 4 && place(number, n) == flow.original);
+            let closes =
+                connects().any(|(number, n)| n % 5 == 4 && place(number, n) == flow.original);
             match closes {
                 true => Ok((flow.original, None)),
                 false => Err(format!("{} sent nothing", flow.original)),
@@ -181,19 +208,27 @@ fn the_table_of_handshakes_is_full() {
     });
     sheet.row("CONNS has room again", "", || {
         empty_handshakes(&host);
-        host.redirected(&bot, &["tcp_connect", "192.0.2.7", "5432"], &["192.0.2.7:5432"])
+        host.redirected(
+            &bot,
+            &["tcp_connect", "192.0.2.7", "5432"],
+            &["192.0.2.7:5432"],
+        )
     });
-    sheet.row("the ring of events is full", "the verdict does not depend on it", || {
-        // Nobody reads it, and 256 KiB are fewer than 3,000 events.
-        let before = host.site.denied(Denial::Datagram);
-        let said = bot.attack(["udp_often", "192.0.2.7", "9", "10000"]);
-        let counted = host.site.denied(Denial::Datagram) - before;
-        let refused = said.last("refused").as_u64();
-        match (refused, counted) {
-            (Some(10_000), 10_000) => Ok("10,000 denied, 10,000 counted".to_owned()),
-            _ => Err(format!("{refused:?} denied, {counted} counted")),
-        }
-    });
+    sheet.row(
+        "the ring of events is full",
+        "the verdict does not depend on it",
+        || {
+            // Nobody reads it, and 256 KiB are fewer than 3,000 events.
+            let before = host.site.denied(Denial::Datagram);
+            let said = bot.attack(["udp_often", "192.0.2.7", "9", "10000"]);
+            let counted = host.site.denied(Denial::Datagram) - before;
+            let refused = said.last("refused").as_u64();
+            match (refused, counted) {
+                (Some(10_000), 10_000) => Ok("10,000 denied, 10,000 counted".to_owned()),
+                _ => Err(format!("{refused:?} denied, {counted} counted")),
+            }
+        },
+    );
     sheet.finish();
 }
 
@@ -236,44 +271,68 @@ fn empty_handshakes(host: &Attended) {
 fn programs_are_replaced_under_load() {
     let host = Attended::start();
     let mut sheet = Sheet::new("Upgrade of the programs", host.capture());
-    sheet.row("guard load, again and again, 8 agents connecting", "BPF_LINK_UPDATE", || {
-        let agents: Vec<_> = (0..8)
-            .map(|_| host.site.bot().start(["tcp_loop", "192.0.2.7", "5432", "2"]))
-            .collect();
-        let (over, flows, strangers) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-        let (loads, answers) = thread::scope(|scope| {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    match host.accept_within(Duration::from_millis(100)) {
-                        Some(stream) if host.flow_of(&stream).is_some() => flows.fetch_add(1, Ordering::Relaxed),
-                        Some(_) => strangers.fetch_add(1, Ordering::Relaxed),
-                        None => 0,
-                    };
-                }
-            });
-            let loads = 10;
-            for _ in 0..loads {
-                host.site.load_guard();
-                thread::sleep(Duration::from_millis(50));
-            }
-            let answers: Vec<String> = agents
-                .into_iter()
-                .flat_map(|agent| agent.end())
-                .map(|line| format!("{} {}", line["answer"].as_str().unwrap_or_default(), line["times"]))
+    sheet.row(
+        "guard load, again and again, 8 agents connecting",
+        "BPF_LINK_UPDATE",
+        || {
+            let agents: Vec<_> = (0..8)
+                .map(|_| {
+                    host.site
+                        .bot()
+                        .start(["tcp_loop", "192.0.2.7", "5432", "2"])
+                })
                 .collect();
-            thread::sleep(Duration::from_millis(300));
-            over.store(true, Ordering::Relaxed);
-            (loads, answers)
-        });
-        let (flows, strangers) = (flows.into_inner(), strangers.into_inner());
-        if answers.iter().any(|answer| !answer.starts_with("ok ")) {
-            return Err(format!("not every connect succeeded: {answers:?}"));
-        }
-        let connects: u64 = answers.iter().filter_map(|answer| answer.split(' ').nth(1)?.parse::<u64>().ok()).sum();
-        match (strangers, flows == connects) {
-            (0, true) => Ok(format!("{loads} loads, {connects} connects, all redirected, all with their flow")),
-            _ => Err(format!("{connects} connects, {flows} flows, {strangers} without a flow")),
-        }
-    });
+            let (over, flows, strangers) =
+                (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+            let (loads, answers) = thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !over.load(Ordering::Relaxed) {
+                        match host.accept_within(Duration::from_millis(100)) {
+                            Some(stream) if host.flow_of(&stream).is_some() => {
+                                flows.fetch_add(1, Ordering::Relaxed)
+                            }
+                            Some(_) => strangers.fetch_add(1, Ordering::Relaxed),
+                            None => 0,
+                        };
+                    }
+                });
+                let loads = 10;
+                for _ in 0..loads {
+                    host.site.load_guard();
+                    thread::sleep(Duration::from_millis(50));
+                }
+                let answers: Vec<String> = agents
+                    .into_iter()
+                    .flat_map(|agent| agent.end())
+                    .map(|line| {
+                        format!(
+                            "{} {}",
+                            line["answer"].as_str().unwrap_or_default(),
+                            line["times"]
+                        )
+                    })
+                    .collect();
+                thread::sleep(Duration::from_millis(300));
+                over.store(true, Ordering::Relaxed);
+                (loads, answers)
+            });
+            let (flows, strangers) = (flows.into_inner(), strangers.into_inner());
+            if answers.iter().any(|answer| !answer.starts_with("ok ")) {
+                return Err(format!("not every connect succeeded: {answers:?}"));
+            }
+            let connects: u64 = answers
+                .iter()
+                .filter_map(|answer| answer.split(' ').nth(1)?.parse::<u64>().ok())
+                .sum();
+            match (strangers, flows == connects) {
+                (0, true) => Ok(format!(
+                    "{loads} loads, {connects} connects, all redirected, all with their flow"
+                )),
+                _ => Err(format!(
+                    "{connects} connects, {flows} flows, {strangers} without a flow"
+                )),
+            }
+        },
+    );
     sheet.finish();
 }

@@ -1,6 +1,6 @@
 """Does what the kernel denies, a number of times each, and prints when it was done with it.
 
-usage: denied.py DATAGRAMS RAW_SOCKETS
+usage: denied.py DATAGRAMS CONNECTS
 """
 
 import errno
@@ -23,5 +23,6 @@ datagrams = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 for _ in range(int(sys.argv[1])):
     denied(lambda: datagrams.sendto(b"out", ("192.0.2.1", 4242)))
 for _ in range(int(sys.argv[2])):
-    denied(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP))
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as stream:
+        denied(lambda: stream.connect(("169.254.169.254", 80)))
 print(time.time_ns() // 1000)

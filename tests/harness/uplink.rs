@@ -236,12 +236,8 @@ impl Capture {
         assert!(socket >= 0, "root may make packet sockets");
         // SAFETY: just made, and nobody else's.
         let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-        nix::sys::socket::setsockopt(
-            &socket,
-            nix::sys::socket::sockopt::RcvBufForce,
-            &(64 << 20),
-        )
-        .expect("root may have a large buffer");
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::RcvBufForce, &(64 << 20))
+            .expect("root may have a large buffer");
         let index = nix::net::if_::if_nametoindex(DEVICE).expect("the cable is there");
         // SAFETY: all zero is a valid sockaddr_ll.
         let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };

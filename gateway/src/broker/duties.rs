@@ -62,6 +62,9 @@ pub struct Duties {
     port: u16,
     watch: Arc<Watch>,
     namespaces: Arc<Mutex<Namespaces>>,
+    /// Held while sockets are made and registered: one at a time. The namespaces themselves are locked for
+    /// moments only, because the gateway lives by hearing the state in time.
+    binding: Mutex<()>,
     /// One clone is out for each inspection that runs.
     inspections: Arc<()>,
 }
@@ -96,6 +99,7 @@ impl Duties {
             port,
             watch,
             namespaces,
+            binding: Mutex::default(),
             inspections: Arc::default(),
         }
     }
@@ -137,11 +141,11 @@ impl Duties {
         if !problems.is_empty() {
             return Err(Refusal::NotEnforced(problems));
         }
-        let mut namespaces = self.lock();
+        let _turn = self.turn();
         let maps = Maps::open_pins(&self.kernel.pins)?;
         let sockets = netns::bind_here(self.port)?;
         // Whoever listened in the others before is gone: its port here is free.
-        namespaces.by_cookie.clear();
+        self.lock().by_cookie.clear();
         for cookie in intercept::registered_netns(&self.kernel.pins)? {
             intercept::register_netns(&self.kernel.pins, cookie, None)?;
         }
@@ -177,8 +181,8 @@ impl Duties {
         };
         let netns = process.network().map_err(gone)?;
         let inode = netns.metadata().map_err(gone)?.ino();
-        let mut namespaces = self.lock();
-        namespaces.admit(netns_cookie, subtree)?;
+        let _turn = self.turn();
+        self.lock().admit(netns_cookie, subtree)?;
         let netns = OwnedFd::from(netns);
         let visited = netns.try_clone().map_err(gone)?;
         let sockets = netns::bind_in(visited, netns_cookie, self.port)?;
@@ -190,7 +194,7 @@ impl Duties {
             empty_rounds: 0,
             _lookup: lookup,
         };
-        namespaces.enter(netns_cookie, namespace);
+        self.lock().enter(netns_cookie, namespace);
         tracing::info!(netns_cookie, cgroup, "the gateway listens in a namespace");
         Ok(Answer::listeners(sockets))
     }
@@ -207,6 +211,10 @@ impl Duties {
     fn register(&self, sockets: &netns::Sockets) -> Result<(), InterceptError> {
         let registration = Some(sockets.registration());
         intercept::register_netns(&self.kernel.pins, sockets.netns_cookie, registration)
+    }
+
+    fn turn(&self) -> MutexGuard<'_, ()> {
+        self.binding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Namespaces> {

@@ -11,9 +11,10 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::thread;
 use std::time::SystemTime;
 
-use nix::unistd::User;
+use nix::unistd::{Gid, Uid, User, geteuid, setfsgid, setfsuid};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
@@ -23,6 +24,7 @@ use crate::config::{self, Agent, Config, ConfigError, Issuer, JwksSource, Target
 use crate::credentials;
 use crate::identity::token::{self, Keyring, TokenError};
 use crate::policy::PolicyError;
+use crate::privileges::{self, Identity};
 use crate::store;
 
 #[derive(clap::Args, Debug)]
@@ -131,13 +133,19 @@ pub(super) fn errors(globals: &Globals) -> (usize, Option<String>) {
     )
 }
 
-/// Reads everything that `sluice run` would read.
+/// Reads everything that `sluice run` would read, and as the user that it would be.
 fn check(file: &Path, root: Option<&Path>, now: SystemTime) -> Outcome {
     let mut outcome = Outcome::default();
     match config::load(file, root) {
         Ok(config) => {
-            let policies = check_policies(&config.policies, &mut outcome.findings);
-            Host::new(file, now, &mut outcome.findings).check(&config);
+            let reader = gateway_user(file, &config, &mut outcome.findings);
+            let (findings, policies) = with_rights_of(reader, || {
+                let mut findings = Vec::new();
+                let policies = check_policies(&config.policies, &mut findings);
+                Host::new(file, now, &mut findings).check(&config);
+                (findings, policies)
+            });
+            outcome.findings.extend(findings);
             outcome.summary = summary(&config, policies.as_deref());
         }
         Err(errors) => {
@@ -152,6 +160,61 @@ fn check(file: &Path, root: Option<&Path>, now: SystemTime) -> Outcome {
         }
     }
     outcome
+}
+
+/// The user that `sluice run` would be; none when it could not start.
+fn gateway_user(file: &Path, config: &Config, findings: &mut Vec<Finding>) -> Option<Identity> {
+    let wrong = |message: String, hint: &str| Finding {
+        severity: Severity::Error,
+        file: file.to_owned(),
+        line: 0,
+        message: format!("gateway.user: {message}"),
+        hint: Some(hint.to_owned()),
+    };
+    let identity = match privileges::lookup(&config.gateway.user) {
+        Ok(identity) => identity,
+        Err(error) => {
+            findings.push(wrong(error.to_string(), "the gateway cannot start"));
+            return None;
+        }
+    };
+    for folder in [&config.storage.log, &config.storage.recordings] {
+        if belongs_to_another(folder, identity) {
+            findings.push(wrong(
+                format!("{} belongs to another user", folder.display()),
+                &format!("chown -R {} {}", config.gateway.user, folder.display()),
+            ));
+        }
+    }
+    Some(identity)
+}
+
+/// Root's empty folder is none: `sluice run` gives it away when root starts it.
+fn belongs_to_another(folder: &Path, identity: Identity) -> bool {
+    let owner = fs::metadata(folder).map(|folder| folder.uid());
+    let is_empty = || fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_none());
+    match owner {
+        Ok(0) => !is_empty(),
+        Ok(owner) => owner != identity.uid,
+        Err(_) => false,
+    }
+}
+
+/// Runs `job` on a thread that the file systems take for this user, if this process is root: what the gateway
+/// may not read, it cannot either.
+fn with_rights_of<T: Send>(reader: Option<Identity>, job: impl FnOnce() -> T + Send) -> T {
+    let as_reader = || {
+        if let Some(reader) = reader.filter(|_| geteuid().is_root()) {
+            // Of this thread only; without them root's rights over files are gone too.
+            setfsgid(Gid::from_raw(reader.gid));
+            setfsuid(Uid::from_raw(reader.uid));
+        }
+        job()
+    };
+    thread::scope(|scope| match scope.spawn(as_reader).join() {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic),
+    })
 }
 
 fn summary(config: &Config, policies: Option<&str>) -> String {
@@ -218,6 +281,12 @@ impl<'a> Host<'a> {
     }
 
     fn check(&mut self, config: &Config) {
+        if let Err(error) = fs::File::open(self.file) {
+            self.error(
+                format!("the gateway cannot read the configuration: {error}"),
+                "let the gateway's user read it",
+            );
+        }
         self.writers("the configuration", self.file);
         self.writers("the policy directory", &config.policies);
         for (kind, none) in [
@@ -401,7 +470,7 @@ fn mode(path: &Path) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{PermissionsExt, chown};
     use std::sync::LazyLock;
     use std::time::{Duration, UNIX_EPOCH};
 
@@ -413,6 +482,9 @@ mod tests {
 
     const NOW: u64 = 1_800_000_000;
 
+    /// The gateway's user, by number: it needs no entry in the user database. Giving files away needs root.
+    const GATEWAY: u32 = 64023;
+
     static KEY: LazyLock<Signer> = LazyLock::new(|| Signer::generate(Algorithm::EdDsa, "k"));
 
     /// An installation below a directory of its own, in which everything is right.
@@ -421,6 +493,7 @@ mod tests {
     impl Installation {
         fn new() -> Self {
             let it = Self(tempfile::tempdir().unwrap());
+            it.chmod(it.0.path(), 0o755);
             it.write(
                 "etc/sluice/policies/allow.cedar",
                 "@id(\"allow\") permit(principal, action, resource);",
@@ -443,6 +516,7 @@ mod tests {
             let path = self.path(path);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, content).unwrap();
+            chown(&path, Some(GATEWAY), Some(GATEWAY)).unwrap();
             self.chmod(&path, mode);
         }
 
@@ -469,6 +543,8 @@ mod tests {
     }
 
     const CONFIG: &str = r#"
+[gateway]
+user = "64023"
 [identity.corp]
 issuer = "https://issuer.example"
 audience = "sluice"
@@ -552,6 +628,24 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
                 "password for everybody",
                 |it| it.chmod(&it.path("etc/sluice/pw"), 0o644),
                 "targets.shop: the password file /etc/sluice/pw can be used by others than its owner (mode 0644); run: chmod 600 /etc/sluice/pw (hint: the gateway cannot log in at this target)",
+            ),
+            (
+                "password of another user",
+                |it| chown(it.path("etc/sluice/pw"), Some(0), Some(0)).unwrap(),
+                "targets.shop: the password file /etc/sluice/pw cannot be read: Permission denied (os error 13) (hint: the gateway cannot log in at this target)",
+            ),
+            (
+                "log of another user",
+                |it| it.write("var/lib/sluice/log/log.jsonl", "", 0o600),
+                "gateway.user: /var/lib/sluice/log belongs to another user (hint: chown -R 64023 /var/lib/sluice/log)",
+            ),
+            (
+                "no gateway user",
+                |it| {
+                    let config = CONFIG.replace("\"64023\"", "\"nemo-42\"");
+                    it.write("etc/sluice/sluice.toml", &config, 0o644);
+                },
+                "gateway.user: there is no user \"nemo-42\" on this host: create it (`useradd --system nemo-42`), or name another in gateway.user (hint: the gateway cannot start)",
             ),
             (
                 "no CA file",
