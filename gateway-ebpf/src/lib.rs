@@ -16,6 +16,7 @@
 pub mod address;
 pub mod decide;
 pub mod flow;
+pub mod hardening;
 
 pub use address::Address;
 pub use flow::{

@@ -6,6 +6,7 @@ mod build;
 mod build_ebpf;
 mod ci;
 mod demo;
+mod kernels;
 mod lint;
 mod packages;
 mod test;
@@ -19,6 +20,7 @@ usage: cargo xtask TASK
   demo         install what is missing, build, and show the whole path [--keep, --end]
   test         every test, privileged ones included (root) [bypass: the attacks alone, as a table]
   lint         formatting and clippy, host and kernel code
+  kernels      load the kernel programs into other kernels, in QEMU [VERSION…]
   ci           what the gate runs [--fuzz: each fuzz target for 60 s]
 ";
 
@@ -34,6 +36,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(rest),
         "test" => test::run(rest),
         "lint" => lint::run(rest),
+        "kernels" => kernels::run(rest),
         "ci" => ci::run(rest),
         _ => {
             eprint!("{USAGE}");

@@ -210,6 +210,18 @@ fn multiarch(root: &Path) -> PathBuf {
 
 // ------------------------------------------------------------------------------------------- the private folder
 
+/// `~/.cache/sluice`, or where `XDG_CACHE_HOME` wants it.
+pub fn private_folder() -> Result<PathBuf> {
+    let base = match env::var_os("XDG_CACHE_HOME").filter(|value| Path::new(value).is_absolute()) {
+        Some(base) => PathBuf::from(base),
+        None => {
+            PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+                .join(".cache")
+        }
+    };
+    Ok(base.join("sluice"))
+}
+
 /// `~/.cache/sluice/toolchain-1`; locked while it is held, so that two tasks do not build the same thing.
 struct Cache {
     root: PathBuf,
@@ -218,15 +230,7 @@ struct Cache {
 
 impl Cache {
     fn open() -> Result<Self> {
-        let base =
-            match env::var_os("XDG_CACHE_HOME").filter(|value| Path::new(value).is_absolute()) {
-                Some(base) => PathBuf::from(base),
-                None => PathBuf::from(
-                    env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?,
-                )
-                .join(".cache"),
-            };
-        let root = base.join("sluice/toolchain-1");
+        let root = private_folder()?.join("toolchain-1");
         fs::create_dir_all(&root).with_context(|| format!("creating {}", root.display()))?;
         let lock = File::create(root.join("lock"))?;
         if lock.try_lock().is_err() {
@@ -504,7 +508,7 @@ fn on_path(program: &str) -> Option<PathBuf> {
 }
 
 /// Trimmed standard output of a program that succeeded.
-fn output(command: &mut Command) -> Option<String> {
+pub fn output(command: &mut Command) -> Option<String> {
     let output = command
         .stdin(Stdio::null())
         .stderr(Stdio::null())
@@ -517,7 +521,7 @@ fn output(command: &mut Command) -> Option<String> {
 }
 
 /// Runs a program whose output matters only when it fails.
-fn run_quietly(command: &mut Command) -> Result<()> {
+pub fn run_quietly(command: &mut Command) -> Result<()> {
     let output = command
         .stdin(Stdio::null())
         .output()

@@ -10,6 +10,7 @@ mod device;
 mod handshake;
 mod inherited;
 mod listener;
+mod lsm;
 mod maps;
 mod name;
 mod option;
@@ -41,7 +42,9 @@ mod answer {
     pub const ALLOW_PACKET: i32 = 1;
     /// A harmless device is opened, or one that the configuration lists.
     pub const ALLOW_DEVICE: i32 = 1;
-    /// The configuration allows Unix sockets.
+    /// Another process is looked at, not touched.
+    pub const ALLOW_TRACE: i32 = 1;
+    /// The configuration allows Unix sockets, or the same agent listens.
     pub const ALLOW_UNIX: i32 = 1;
     /// The root guard has no say: the caller is no agent, or the socket is its own.
     pub const ALLOW_NOT_INHERITED: i32 = 1;

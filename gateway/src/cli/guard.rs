@@ -50,6 +50,7 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
                     "guard: loaded {count} programs, {agents} is redirected to port {}",
                     loaded.port
                 );
+                println!("{}", loaded.lsm);
             }
             Ok(ExitCode::SUCCESS)
         }

@@ -373,7 +373,7 @@ fn seccomp() -> Support {
 }
 
 /// Securityfs says it in words; where it is not mounted, a newer kernel can be asked.
-fn lsm_list() -> Support {
+pub(super) fn lsm_list() -> Support {
     match fs::read_to_string("/sys/kernel/security/lsm") {
         Ok(list) => match list.trim().split(',').any(|name| name == "bpf") {
             true => Support::Present(list.trim().to_owned()),

@@ -36,7 +36,7 @@ pub struct Hook {
 }
 
 impl Hook {
-    const fn new(program: &'static str, place: Place, attach_type: bpf_attach_type) -> Self {
+    pub const fn new(program: &'static str, place: Place, attach_type: bpf_attach_type) -> Self {
         Self {
             program,
             place,
@@ -45,7 +45,7 @@ impl Hook {
         }
     }
 
-    const fn since(mut self, major: u32, minor: u32) -> Self {
+    pub const fn since(mut self, major: u32, minor: u32) -> Self {
         self.since = Some(KernelVersion { major, minor });
         self
     }

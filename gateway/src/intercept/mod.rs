@@ -21,6 +21,7 @@ pub mod guard;
 mod hooks;
 pub mod isolate;
 mod lookup;
+pub mod lsm;
 mod maps;
 pub mod netns;
 mod object;

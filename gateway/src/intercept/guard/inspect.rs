@@ -12,7 +12,7 @@ use super::{AGAIN, Places, settings};
 use crate::config;
 use crate::intercept::hooks::{self, Hook, Place};
 use crate::intercept::maps::{self, Table};
-use crate::intercept::{InterceptError, KernelVersion, cgroup, pins, sys};
+use crate::intercept::{InterceptError, KernelVersion, cgroup, lsm, pins, sys};
 
 /// Far more than a host has; whoever can make more than these has taken the agents' cgroup over.
 const MAX_CGROUPS: usize = 65_536;
@@ -100,7 +100,11 @@ pub fn inspect(kernel: &config::Kernel) -> Result<Report, InterceptError> {
         problems.push(format!("the guard is not loaded: {AGAIN}"));
     }
     let maps = pinned_map_ids(&kernel.pins);
-    let links: Vec<LinkState> = hooks::available(version)
+    let hooks: Vec<&Hook> = hooks::available(version)
+        .chain(lsm::pinned(&kernel.pins))
+        .collect();
+    let links: Vec<LinkState> = hooks
+        .iter()
         .map(|hook| link_state(hook, places.of(hook), &kernel.pins, &maps))
         .collect();
     let mut cgroups = 0;
@@ -109,7 +113,7 @@ pub fn inspect(kernel: &config::Kernel) -> Result<Report, InterceptError> {
         && links.iter().all(|link| link.problem.is_none())
     {
         let ineffective;
-        (cgroups, ineffective) = check_effect(&places.agents, &links, version);
+        (cgroups, ineffective) = check_effect(&places.agents, &hooks, &links);
         problems.extend(check_settings(kernel, &places, told).or(ineffective));
     }
     Ok(Report {
@@ -216,15 +220,12 @@ fn check_program(hook: &Hook, id: u32, maps: &[u32], state: &mut LinkState) -> R
 
 /// Whether every program of the agents is in effect in their cgroup and in each below it; how many were
 /// looked at, and what is wrong.
-fn check_effect(
-    agents: &Path,
-    links: &[LinkState],
-    version: KernelVersion,
-) -> (usize, Option<String>) {
-    let ours: Vec<(&Hook, u32)> = hooks::available(version)
+fn check_effect(agents: &Path, hooks: &[&Hook], links: &[LinkState]) -> (usize, Option<String>) {
+    let ours: Vec<(&Hook, u32)> = hooks
+        .iter()
         .zip(links)
         .filter(|(hook, _)| hook.place == Place::Agents)
-        .filter_map(|(hook, link)| Some((hook, link.program_id?)))
+        .filter_map(|(hook, link)| Some((*hook, link.program_id?)))
         .collect();
     let mut looked_at = 0;
     let mut waiting = vec![agents.to_path_buf()];

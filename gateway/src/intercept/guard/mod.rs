@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::hooks::{self, Hook, Place};
+use super::lsm::{self, LsmState};
 use super::object::{Object, Shared};
 use super::version::required_kernel;
 use super::{InterceptError, cgroup, pins};
@@ -34,6 +35,8 @@ pub struct Loaded {
     pub guard_cgroup: PathBuf,
     pub pins: PathBuf,
     pub programs: Vec<&'static str>,
+    /// The optional tier.
+    pub lsm: LsmState,
 }
 
 /// What [`unload`] does while the agents' cgroup has processes.
@@ -67,14 +70,22 @@ pub fn load(kernel: &config::Kernel, port: u16) -> Result<Loaded, InterceptError
         let id = cgroup::id(path).map_err(|error| InterceptError::file(path, error))?;
         hooks::attach(hook, program.as_fd(), &target, id, &kernel.pins)?;
     }
+    let lsm = load_lsm(&mut object, &places.agents, &kernel.pins)?;
     Ok(Loaded {
         port,
+        lsm,
         agents_cgroup: places.agents,
         gateway_cgroup: places.gateway,
         guard_cgroup: places.above,
         pins: kernel.pins.clone(),
         programs: loaded.iter().map(|(hook, _)| hook.program).collect(),
     })
+}
+
+fn load_lsm(object: &mut Object, agents: &Path, pins: &Path) -> Result<LsmState, InterceptError> {
+    let target = File::open(agents).map_err(|error| InterceptError::file(agents, error))?;
+    let id = cgroup::id(agents).map_err(|error| InterceptError::file(agents, error))?;
+    Ok(lsm::load(object, &target, id, pins))
 }
 
 /// Takes the programs away, then the cgroups as far as they are empty. From here on agents are not watched.
