@@ -362,7 +362,10 @@ fn another_network_namespace_goes_to_the_successor_too() {
         .spawn()
         .expect("the agent starts");
     gateway.wait_for(1, "session.close");
-    assert_eq!(gateway.event("netns.registered").text("agent"), "report-bot");
+    assert_eq!(
+        gateway.event("netns.registered").text("agent"),
+        "report-bot"
+    );
     let first = gateway.hand_over();
     ends(first);
     let mut stdin = agent.stdin.take().expect("stdin is piped");
