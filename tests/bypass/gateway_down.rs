@@ -16,6 +16,7 @@ use super::attack::{Running, program};
 use super::installed::Installed;
 use super::sheet::{Outcome, Sheet};
 use super::site::Site;
+use crate::harness::program::eventually;
 use crate::harness::{cgroup, scratch};
 
 const AGENTS: usize = 50;
@@ -281,6 +282,37 @@ fn disk_full() {
                     mended_ms,
                 },
             )
+        },
+    );
+    sheet.finish();
+}
+
+/// Without a broker nobody checks that the programs are in place, so the gateway stops its own heart.
+#[test]
+fn the_broker_is_gone() {
+    let mut host = Installed::start();
+    let mut sheet = Sheet::new("The broker is down", host.site.uplink.capture());
+    let connect = |host: &Installed| {
+        let said = host.site.bot().attack(["tcp_connect", "192.0.2.7", "5432"]);
+        said.errno()
+    };
+    sheet.row(
+        "kill -9 of the broker",
+        "the gateway stops its own heart",
+        || {
+            let started = std::time::Instant::now();
+            host.kill_broker();
+            eventually("agents are refused", Duration::from_secs(30), || {
+                (connect(&host) == "ECONNREFUSED").then_some(())
+            });
+            let refused = started.elapsed().as_secs();
+            host.start_broker();
+            eventually("agents are served again", Duration::from_secs(30), || {
+                (connect(&host) == "ok").then_some(())
+            });
+            Ok(format!(
+                "refused after {refused} s, served again with a new broker"
+            ))
         },
     );
     sheet.finish();

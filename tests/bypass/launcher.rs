@@ -178,6 +178,39 @@ fn in_both(launcher: &Launcher, sheet: &mut Sheet) {
     sheet.row("sendto with MSG_FASTOPEN", "connect4", || {
         launcher.served(&["tcp_fastopen", "192.0.2.7", "5432", "cookieless", "stay"])
     });
+    sheet.row(
+        "connects and ends at once, 20 times",
+        "an executable that is not certain is unknown",
+        || {
+            let exe = launcher.attack_program().display().to_string();
+            for _ in 0..20 {
+                let said = launcher.attack(&["tcp_connect", "192.0.2.7", "5432"]);
+                if said.errno() != "ok" {
+                    return Err(said.story());
+                }
+            }
+            std::thread::sleep(Duration::from_secs(1));
+            let events = launcher.host.site.events();
+            let told = events
+                .iter()
+                .filter(|event| event.text("process.cgroup").contains("/agents.slice/bot"));
+            let wrong: Vec<String> = told
+                .map(|event| event.text("process.exe"))
+                .filter(|told| {
+                    ![
+                        exe.as_str(),
+                        "",
+                        super::attack::program().to_str().unwrap_or_default(),
+                    ]
+                    .contains(&told.as_str())
+                })
+                .collect();
+            match wrong.is_empty() {
+                true => Ok("its own or unknown, never another's".to_owned()),
+                false => Err(format!("{wrong:?}")),
+            }
+        },
+    );
     let rows: [(&str, &str, &[&str], &[&str]); 17] = [
         (
             "connect to an address that is no target",
