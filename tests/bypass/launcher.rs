@@ -1,7 +1,6 @@
 //! The same from inside `sluice exec`, with a real gateway and broker, and from inside `sluice exec --isolate`.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -388,7 +387,7 @@ fn in_both(launcher: &Launcher, sheet: &mut Sheet) {
             let program = launcher.attack_program().display().to_string();
             let mut command =
                 launcher.command(&[&program, "received_connect", "192.0.2.7", "5432"]);
-            command.stdin(Stdio::from(OwnedFd::from(outside)));
+            command.stdin(Stdio::from(outside));
             let output = command.output().map_err(|error| error.to_string())?;
             let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
             match !output.status.success()
