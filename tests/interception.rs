@@ -114,7 +114,10 @@ fn an_address_that_is_no_target_is_refused() {
         .to_string();
     elsewhere.set_nonblocking(true).expect("it is ours");
     let address = format!("host=127.0.0.1 port={port} user=x dbname=shop");
-    gateway.as_agent(psql_words(&address, ["SELECT 1"])).fails();
+    gateway
+        .as_agent(psql_words(&address, ["SELECT 1"]))
+        .fails()
+        .complains("Connection refused");
     // Already in the kernel, which knows the targets' addresses.
     let denied = eventually("a leaf", Duration::from_secs(5), || {
         let events = gateway.events();

@@ -256,7 +256,7 @@ fn system_calls_that_lead_out_are_closed() {
     const SIGCHLD: u64 = 17;
     let new_user = libc::CLONE_NEWUSER as u64;
     let new_network = libc::CLONE_NEWNET as u64;
-    let terminal_input = libc::TIOCSTI as u64;
+    let terminal_input = libc::TIOCSTI;
     let calls: Vec<Call> = vec![
         (
             "io_uring_setup",

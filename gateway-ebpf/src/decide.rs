@@ -285,12 +285,19 @@ pub const fn option(level: i32, name: i32) -> Result<(), Denial> {
     match (level, name) {
         (
             SOL_IP,
-            IP_ADD_MEMBERSHIP | IP_ADD_SOURCE_MEMBERSHIP | IP_MSFILTER | MCAST_JOIN_GROUP
-            | MCAST_JOIN_SOURCE_GROUP | MCAST_MSFILTER,
+            IP_ADD_MEMBERSHIP
+            | IP_ADD_SOURCE_MEMBERSHIP
+            | IP_MSFILTER
+            | MCAST_JOIN_GROUP
+            | MCAST_JOIN_SOURCE_GROUP
+            | MCAST_MSFILTER,
         )
         | (
             SOL_IPV6,
-            IPV6_ADD_MEMBERSHIP | IPV6_JOIN_ANYCAST | MCAST_JOIN_GROUP | MCAST_JOIN_SOURCE_GROUP
+            IPV6_ADD_MEMBERSHIP
+            | IPV6_JOIN_ANYCAST
+            | MCAST_JOIN_GROUP
+            | MCAST_JOIN_SOURCE_GROUP
             | MCAST_MSFILTER,
         ) => Err(Denial::ManyReceivers),
         _ => Ok(()),

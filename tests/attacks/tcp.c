@@ -13,11 +13,21 @@
 #define TCP_FASTOPEN_NO_COOKIE 34
 #endif
 
-/* HOST PORT */
+/* Until the other side closes, so that it can look at this process. */
+static void stay(int s)
+{
+    char bytes[256];
+    while (recv(s, bytes, sizeof bytes, 0) > 0)
+        ;
+}
+
+/* HOST PORT [stay] */
 void tcp_connect(char **words)
 {
     struct place to = place(words[0], words[1]);
-    dial(open_tcp(&to), &to);
+    int s = open_tcp(&to);
+    if (dial(s, &to) == 0 && *words[2])
+        stay(s);
 }
 
 /* HOST PORT: connect that does not wait, then poll. */
@@ -65,7 +75,7 @@ void tcp_from_port(char **words)
     dial(s, &to);
 }
 
-/* HOST PORT [cookieless]: the SYN is sent by sendto(2), with data in it. */
+/* HOST PORT [cookieless [stay]]: the SYN is sent by sendto(2), with data in it. */
 void tcp_fastopen(char **words)
 {
     struct place to = place(words[0], words[1]);
@@ -75,6 +85,8 @@ void tcp_fastopen(char **words)
     long sent = sendto(s, PAYLOAD, PAYLOAD_LENGTH, MSG_FASTOPEN | MSG_NOSIGNAL, (struct sockaddr *)&to.address,
                        to.length);
     say("sendto", sent, s);
+    if (sent >= 0 && *words[3])
+        stay(s);
 }
 
 /* HOST PORT: connect(2) sends nothing, the first write does. */
@@ -209,7 +221,8 @@ void tcp_dontroute(char **words)
 void tcp_renamed(char **words)
 {
     prctl(PR_SET_NAME, words[2]);
-    tcp_connect(words);
+    struct place to = place(words[0], words[1]);
+    dial(open_tcp(&to), &to);
 }
 
 /* HOST PORT: waits to be dialled, for as long as standard input is open. */

@@ -1,11 +1,13 @@
 //! Ways out of the cgroup, into other processes, and to what listens on the host itself.
 
 use std::net::{Ipv4Addr, Ipv6Addr, TcpListener};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use gateway::intercept::Denial;
 
-use super::attack::SOMEBODY;
+use super::attack::{SOMEBODY, program, said};
 use super::outside_reaches_the_peer;
 use super::sheet::Sheet;
 use super::site::{Attended, PORT};
@@ -386,7 +388,7 @@ fn with_programs_of_others() {
     let below = bot.group.display().to_string();
     sheet.row(
         "a load balancer's program above, which runs after ours",
-        "connect4 has decided already",
+        "egress: not loopback",
         || {
             let mut other = root.start(["rewrite_program", &above, "192.0.2.7"]);
             other.says();
@@ -415,5 +417,38 @@ fn with_programs_of_others() {
             outcome
         },
     );
+    sheet.finish();
+}
+
+/// Before Linux 5.15 a process with a class of version 1 lost its cgroup of version 2 in the eyes of sockets, and
+/// with it every program.
+#[test]
+fn with_a_class_of_cgroup_version_1() {
+    let mut host = Attended::start();
+    let mut sheet = Sheet::new("A hybrid host with net_cls", host.capture());
+    let folder = crate::harness::scratch::folder("net-cls");
+    let bot = host.site.bot();
+    sheet.row("a process with a net_cls class", "Linux 5.15", || {
+        let mounted = Command::new("mount")
+            .args(["-t", "cgroup", "-o", "net_cls", "net_cls"])
+            .arg(folder.path())
+            .status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            return Ok("this kernel has no net_cls, or version 2 has it".to_owned());
+        }
+        let group = folder.path().join("class");
+        let script = "mkdir -p $0 && echo 0x100001 > $0/net_cls.classid && echo 0 > $0/cgroup.procs && exec setpriv \
+                      --reuid=65534 --regid=65534 --clear-groups $1 tcp_connect 192.0.2.7 5432";
+        let (group, program) = (group.display().to_string(), program().display().to_string());
+        let shell = Path::new("/bin/sh");
+        let classified = bot
+            .as_user(0)
+            .command(shell, ["-c", script, &group, &program]);
+        let said = said(classified);
+        let outcome = host.came(&bot, &said, &["192.0.2.7:5432"]);
+        let _ = std::fs::remove_dir(&group);
+        let _ = Command::new("umount").arg(folder.path()).status();
+        outcome
+    });
     sheet.finish();
 }

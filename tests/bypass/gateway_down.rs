@@ -1,4 +1,4 @@
-//! Fifty agents connect in a loop while something befalls the gateway: none of them gets past it, nobody else
+//! Fifty processes of an agent connect in a loop while something befalls the gateway: none of them gets past it, nobody else
 //! notices, and when it is back they are served without having been touched.
 
 use std::fs;
@@ -17,7 +17,7 @@ use super::installed::Installed;
 use super::sheet::{Outcome, Sheet};
 use super::site::Site;
 use crate::harness::program::eventually;
-use crate::harness::scratch;
+use crate::harness::{cgroup, scratch};
 
 const AGENTS: usize = 50;
 /// What each waits between two connects: together about as many as two cores manage beside the gateway.
@@ -151,7 +151,7 @@ fn judge(load: Load, outage: &Outage) -> Outcome {
         ));
     }
     Ok(format!(
-        "{AGENTS} agents: {served} served, {refused} refused, {again} served again; {others} of others, all served"
+        "{AGENTS} loops: {served} served, {refused} refused, {again} served again; {others} of others, all served"
     ))
 }
 
@@ -214,9 +214,8 @@ fn stopped() {
 
 #[test]
 fn out_of_memory() {
-    let memory = MemoryGroup::make();
-    let site = Site::prepare();
-    let mut host = Installed::without_gateway(site);
+    let mut host = Installed::without_gateway(Site::prepare());
+    let memory = MemoryGroup::of(&host.site);
     host.start_gateway_by(memory.starting(&host.site));
     let mut sheet = Sheet::new("The gateway is out of memory", host.site.uplink.capture());
     sheet.row(
@@ -234,6 +233,7 @@ fn out_of_memory() {
             }
             // The time at which it was noticed; the kill itself was before.
             let noticed_ms = now_ms();
+            memory.lift();
             a_while();
             let mended_ms = now_ms();
             host.start_gateway();
@@ -287,45 +287,103 @@ fn disk_full() {
     sheet.finish();
 }
 
-/// A memory control group of its own, in which the gateway is the first to be killed.
+/// Without a broker nobody checks that the programs are in place, so the gateway stops its own heart.
+#[test]
+fn the_broker_is_gone() {
+    let mut host = Installed::start();
+    let mut sheet = Sheet::new("The broker is down", host.site.uplink.capture());
+    let connect = |host: &Installed| {
+        let said = host.site.bot().attack(["tcp_connect", "192.0.2.7", "5432"]);
+        said.errno()
+    };
+    sheet.row(
+        "kill -9 of the broker",
+        "the gateway stops its own heart",
+        || {
+            let started = std::time::Instant::now();
+            host.kill_broker();
+            eventually("agents are refused", Duration::from_secs(30), || {
+                (connect(&host) == "ECONNREFUSED").then_some(())
+            });
+            let refused = started.elapsed().as_secs();
+            host.start_broker();
+            eventually("agents are served again", Duration::from_secs(30), || {
+                (connect(&host) == "ok").then_some(())
+            });
+            Ok(format!(
+                "refused after {refused} s, served again with a new broker"
+            ))
+        },
+    );
+    sheet.finish();
+}
+
+/// A memory control group in which the gateway is the first to be killed: the gateway's own where version 2 has
+/// the memory controller, one of version 1 on hybrid hosts.
 struct MemoryGroup {
+    /// Where the limit is.
     folder: PathBuf,
+    /// Where the gateway and its neighbour are put.
+    members: Option<PathBuf>,
+    neighbour: PathBuf,
     limit: &'static str,
-    version: u8,
+    kills: &'static str,
 }
 
 impl MemoryGroup {
-    /// Of version 2 where it has the memory controller, otherwise of version 1, as hybrid hosts have it.
-    fn make() -> MemoryGroup {
-        let unified = crate::harness::cgroup::mount();
+    fn of(site: &Site) -> MemoryGroup {
+        let unified = cgroup::mount();
         let has_it = fs::read_to_string(unified.join("cgroup.controllers"))
             .is_ok_and(|controllers| controllers.split_whitespace().any(|one| one == "memory"));
-        let (parent, limit, version) = match has_it {
-            true => (unified, "memory.max", 2),
-            false => (
-                PathBuf::from("/sys/fs/cgroup/memory"),
-                "memory.limit_in_bytes",
-                1,
-            ),
-        };
-        let folder = parent.join(format!("{}-memory", scratch::name()));
-        fs::create_dir(&folder).expect("there is a memory controller of either version");
-        MemoryGroup {
-            folder,
-            limit,
-            version,
+        match has_it {
+            true => Self::of_version_2(site, &unified),
+            false => Self::of_version_1(),
         }
     }
 
-    /// `sluice run`, charged to this group. (A process is in one group of version 2 only; there the gateway's
-    /// own group would have to be limited.)
+    fn of_version_1() -> MemoryGroup {
+        let folder = Path::new("/sys/fs/cgroup/memory").join(scratch::name());
+        fs::create_dir(&folder).expect("there is a memory controller of either version");
+        MemoryGroup {
+            members: Some(folder.clone()),
+            neighbour: folder.clone(),
+            folder,
+            limit: "memory.limit_in_bytes",
+            kills: "memory.oom_control",
+        }
+    }
+
+    /// `sluice run` goes to the gateway's cgroup by itself.
+    fn of_version_2(site: &Site, mount: &Path) -> MemoryGroup {
+        let folder = mount.join(&site.kernel.gateway_cgroup);
+        for parent in [mount, &mount.join(&site.kernel.guard_cgroup), &folder] {
+            fs::write(parent.join("cgroup.subtree_control"), "+memory").expect("root may");
+        }
+        let neighbour = folder.join("neighbour");
+        fs::create_dir(&neighbour).expect("root may make control groups");
+        MemoryGroup {
+            members: None,
+            neighbour,
+            folder,
+            limit: "memory.max",
+            kills: "memory.events",
+        }
+    }
+
+    /// `sluice run`, charged to this group.
     fn starting(&self, site: &Site) -> Command {
-        assert_eq!(self.version, 1, "limit the gateway's own group instead");
         let sluice = site.sluice(["run"]);
+        let enter = match &self.members {
+            Some(group) => format!("echo 0 > {}/cgroup.procs && ", group.display()),
+            None => String::new(),
+        };
         let mut command = Command::new("sh");
         command
-            .args(["-c", r#"echo 0 > "$0/cgroup.procs" && echo 1000 > /proc/self/oom_score_adj && exec "$@""#])
-            .arg(&self.folder)
+            .arg("-c")
+            .arg(format!(
+                r#"{enter}echo 1000 > /proc/self/oom_score_adj && exec "$@""#
+            ))
+            .arg("sh")
             .arg(sluice.get_program())
             .args(sluice.get_args())
             .current_dir("/");
@@ -341,7 +399,7 @@ impl MemoryGroup {
                 "-c",
                 r#"echo 0 > "$0/cgroup.procs" && exec "$1" eat_memory 400"#,
             ])
-            .arg(&self.folder)
+            .arg(&self.neighbour)
             .arg(program())
             .stdin(Stdio::null())
             .stdout(Stdio::null());
@@ -349,12 +407,12 @@ impl MemoryGroup {
         assert!(!status.success(), "the neighbour was to be killed as well");
     }
 
+    fn lift(&self) {
+        fs::write(self.folder.join(self.limit), (4u64 << 30).to_string()).expect("it is ours");
+    }
+
     fn kills(&self) -> u64 {
-        let file = match self.version {
-            1 => "memory.oom_control",
-            _ => "memory.events",
-        };
-        let text = fs::read_to_string(self.folder.join(file)).unwrap_or_default();
+        let text = fs::read_to_string(self.folder.join(self.kills)).unwrap_or_default();
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
         line.and_then(|count| count.trim().parse().ok())
             .unwrap_or(0)
@@ -363,11 +421,13 @@ impl MemoryGroup {
 
 impl Drop for MemoryGroup {
     fn drop(&mut self) {
-        let empty = |folder: &Path| fs::remove_dir(folder).is_ok().then_some(());
-        if !std::thread::panicking() {
-            eventually("the memory group is empty", Duration::from_secs(10), || {
-                empty(&self.folder)
-            });
+        // That of version 2 is the site's.
+        let Some(group) = &self.members else { return };
+        for _ in 0..100 {
+            if fs::remove_dir(group).is_ok() {
+                return;
+            }
+            sleep(Duration::from_millis(20));
         }
     }
 }

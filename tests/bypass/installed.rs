@@ -84,10 +84,18 @@ impl Installed {
         while let Ok(line) = lines.recv_timeout(PATIENCE) {
             if line.contains(&ready) {
                 self.gateway = Some(process);
-                return;
+                return self.wait_for_service();
             }
         }
         panic!("the gateway is not ready:\n{}", process.kill());
+    }
+
+    /// Ready is when it listens; agents are served from its first heartbeat on.
+    fn wait_for_service(&self) {
+        eventually("an agent is served", PATIENCE, || {
+            let said = self.site.bot().attack(["tcp_connect", "192.0.2.7", "5432"]);
+            (said.errno() == "ok").then_some(())
+        });
     }
 
     pub fn gateway_pid(&self) -> u32 {

@@ -1,7 +1,6 @@
 //! The same from inside `sluice exec`, with a real gateway and broker, and from inside `sluice exec --isolate`.
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -172,12 +171,45 @@ fn in_both(launcher: &Launcher, sheet: &mut Sheet) {
         ("connect, mapped", "::ffff:192.0.2.7"),
     ] {
         sheet.row(attack, "connect", || {
-            launcher.served(&["tcp_connect", host, "5432"])
+            launcher.served(&["tcp_connect", host, "5432", "stay"])
         });
     }
     sheet.row("sendto with MSG_FASTOPEN", "connect4", || {
-        launcher.served(&["tcp_fastopen", "192.0.2.7", "5432", "cookieless"])
+        launcher.served(&["tcp_fastopen", "192.0.2.7", "5432", "cookieless", "stay"])
     });
+    sheet.row(
+        "connects and ends at once, 20 times",
+        "an executable that is not certain is unknown",
+        || {
+            let exe = launcher.attack_program().display().to_string();
+            for _ in 0..20 {
+                let said = launcher.attack(&["tcp_connect", "192.0.2.7", "5432"]);
+                if said.errno() != "ok" {
+                    return Err(said.story());
+                }
+            }
+            std::thread::sleep(Duration::from_secs(1));
+            let events = launcher.host.site.events();
+            let told = events
+                .iter()
+                .filter(|event| event.text("process.cgroup").contains("/agents.slice/bot"));
+            let wrong: Vec<String> = told
+                .map(|event| event.text("process.exe"))
+                .filter(|told| {
+                    ![
+                        exe.as_str(),
+                        "",
+                        super::attack::program().to_str().unwrap_or_default(),
+                    ]
+                    .contains(&told.as_str())
+                })
+                .collect();
+            match wrong.is_empty() {
+                true => Ok("its own or unknown, never another's".to_owned()),
+                false => Err(format!("{wrong:?}")),
+            }
+        },
+    );
     let rows: [(&str, &str, &[&str], &[&str]); 17] = [
         (
             "connect to an address that is no target",
@@ -307,21 +339,13 @@ fn in_both(launcher: &Launcher, sheet: &mut Sheet) {
         "pidfd_getfd from a process of the same user outside",
         "seccomp",
         || {
-            let mut holder =
-                launcher
-                    .host
-                    .site
-                    .outsider()
-                    .start(["keep_socket", "tcp", "192.0.2.7", "5432"]);
+            let mut holder = launcher.host.site.outsider().start(["keep_socket", "tcp"]);
             let fd = holder.says()["result"].to_string();
             let pid = holder.child.id().to_string();
-            // Its own connection is on the cable; what counts is what comes after.
-            let outcome = launcher.refused(
+            launcher.refused(
                 &["take_descriptor", &pid, &fd, "192.0.2.7", "5432"],
                 &["EPERM", "ESRCH"],
-            );
-            drop(holder);
-            outcome
+            )
         },
     );
     sheet.row(
@@ -363,7 +387,7 @@ fn in_both(launcher: &Launcher, sheet: &mut Sheet) {
             let program = launcher.attack_program().display().to_string();
             let mut command =
                 launcher.command(&[&program, "received_connect", "192.0.2.7", "5432"]);
-            command.stdin(Stdio::from(OwnedFd::from(outside)));
+            command.stdin(Stdio::from(outside));
             let output = command.output().map_err(|error| error.to_string())?;
             let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
             match !output.status.success()
@@ -500,12 +524,15 @@ fn a_cgroup_made_anew_is_frozen() {
             }
             host.site.load_guard();
             let said = attack.join().map_err(|_| "the attack could not be run")?;
-            match said.errno().as_str() {
-                "ok" => Ok("then redirected".to_owned()),
-                // The gateway may not have noticed yet that all is well again.
-                "ECONNREFUSED" => Ok("then refused".to_owned()),
-                _ => Err(said.story()),
+            // The gateway may not have noticed yet that all is well again.
+            if !["ok", "ECONNREFUSED"].contains(&said.errno().as_str()) {
+                return Err(said.story());
             }
+            eventually("agents are served again", Duration::from_secs(20), || {
+                let said = host.site.bot().attack(["tcp_connect", "192.0.2.7", "5432"]);
+                (said.errno() == "ok").then_some(())
+            });
+            Ok("then redirected".to_owned())
         },
     );
     sheet.finish();

@@ -19,7 +19,7 @@ pub type Outcome = Result<String, String>;
 pub struct Sheet {
     /// Where the rows stand in the whole table.
     chapter: &'static str,
-    capture: Option<Capture>,
+    capture: Capture,
     rows: usize,
     failed: Vec<String>,
 }
@@ -28,17 +28,7 @@ impl Sheet {
     pub fn new(chapter: &'static str, capture: Capture) -> Sheet {
         Sheet {
             chapter,
-            capture: Some(capture),
-            rows: 0,
-            failed: Vec::new(),
-        }
-    }
-
-    /// Rows about something that no cable is part of.
-    pub fn without_capture(chapter: &'static str) -> Sheet {
-        Sheet {
-            chapter,
-            capture: None,
+            capture,
             rows: 0,
             failed: Vec::new(),
         }
@@ -67,6 +57,18 @@ impl Sheet {
         self.note(what, "nothing: it is no agent", outcome);
     }
 
+    /// An attack with the hook taken away that stops it: now it must leave, or the row above proves nothing.
+    pub fn counterproof(&mut self, attack: &str, trial: impl FnOnce() -> Outcome) {
+        let outcome = tried(trial);
+        let left = self.packets();
+        let outcome = match (outcome, left.len()) {
+            (Ok(what), 1..) => Ok(format!("{what}, {} packets leave", left.len())),
+            (Ok(what), 0) => Err(format!("{what}, but no packet leaves: the attack is none")),
+            (Err(error), _) => Err(error),
+        };
+        self.note(attack, "the hook was taken away", outcome);
+    }
+
     /// Something that the programs of a cgroup cannot stop: recorded, so that the documentation stays true.
     pub fn out_of_reach(&mut self, attack: &str, closed_by: &str, trial: impl FnOnce() -> Outcome) {
         let outcome = tried(trial);
@@ -90,12 +92,9 @@ impl Sheet {
     }
 
     fn packets(&mut self) -> Vec<String> {
-        let Some(capture) = &mut self.capture else {
-            return Vec::new();
-        };
         // What a call sent is on the cable when it returns; a kernel thread may take a moment longer.
         std::thread::sleep(std::time::Duration::from_millis(30));
-        let frames = capture.frames();
+        let frames = self.capture.frames();
         outgoing(&frames).iter().map(ToString::to_string).collect()
     }
 

@@ -575,3 +575,45 @@ fn nobody_takes_over_anothers_flow() {
     );
     sheet.finish();
 }
+
+/// What only `egress` stops really leaves without it.
+#[test]
+fn without_egress_these_would_leave() {
+    let host = Attended::start();
+    let mut sheet = Sheet::new("TCP and UDP, egress taken away", host.capture());
+    let links = host.site.kernel.pins.join("links");
+    std::fs::remove_file(links.join("egress")).expect("it is pinned");
+    let bot = host.site.bot();
+    let attacks: [(&str, &[&str]); 6] = [
+        (
+            "bound to the uplink after connect, from the host's address",
+            &["tcp_device_after", "192.0.2.7", "5432", DEVICE, HOST],
+        ),
+        (
+            "segment routing over the peer (IPV6_RTHDR)",
+            &["tcp_source_route", "2001:db8::7", "5432", "fd00:77::2"],
+        ),
+        (
+            "with a listener of its own on every address",
+            &["tcp_own_listener", "192.0.2.7", "4444", "0.0.0.0", ""],
+        ),
+        (
+            "with a listener of its own on every address, IPv6",
+            &["tcp_own_listener", "2001:db8::7", "4444", "::", ""],
+        ),
+        (
+            "with a listener of its own on the peer's address (IP_FREEBIND)",
+            &["tcp_own_listener", "192.0.2.7", "4444", "192.0.2.7", "free"],
+        ),
+        (
+            "UDP, bound to the uplink once connected to a resolver",
+            &["udp_device_after", "198.51.100.53", DEVICE, HOST],
+        ),
+    ];
+    for (attack, words) in attacks {
+        sheet.counterproof(attack, || {
+            Ok(bot.attack(words.iter().copied()).story().trim().to_owned())
+        });
+    }
+    sheet.finish();
+}

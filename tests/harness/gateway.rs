@@ -616,11 +616,6 @@ impl Gateway {
         self.parent.join("agents.slice")
     }
 
-    /// The gateway's and the broker's control group.
-    pub fn gateway_group(&self) -> PathBuf {
-        self.parent.join("sluice.slice")
-    }
-
     /// Adds a policy file, or replaces one; it counts from the next start.
     pub fn write_policy(&self, name: &str, text: &str) {
         self.write(&format!("etc/sluice/policies/{name}.cedar"), text);

@@ -297,7 +297,7 @@ impl Capture {
         };
         bytes.truncate(usize::try_from(got).ok()?);
         Some(Frame {
-            outgoing: from.sll_pkttype == libc::PACKET_OUTGOING as u8,
+            outgoing: from.sll_pkttype == libc::PACKET_OUTGOING,
             bytes,
         })
     }

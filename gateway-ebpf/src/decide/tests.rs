@@ -485,7 +485,12 @@ fn options() {
         ("IP_TOS", 0, 1, true),
         ("IPV6_V6ONLY", 41, 26, true),
         ("IP_DROP_MEMBERSHIP", 0, 36, true),
-        ("a level of neither family with the same number", 17, 35, true),
+        (
+            "a level of neither family with the same number",
+            17,
+            35,
+            true,
+        ),
         ("IP_ADD_MEMBERSHIP", 0, 35, false),
         ("IP_ADD_SOURCE_MEMBERSHIP", 0, 39, false),
         ("MCAST_JOIN_GROUP", 0, 42, false),

@@ -95,10 +95,8 @@ fn connect(
     database: &str,
     user: &str,
 ) -> Result<Rules, Denial> {
-    let context = process_fact(&principal.process)
-        .and_then(|process| {
-            Context::from_pairs([text("database", database), text("user", user), process])
-        })
+    let process = process_fact(&principal.process).map_err(|e| broken(&e))?;
+    let context = Context::from_pairs([text("database", database), text("user", user), process])
         .map_err(|e| broken(&e))?;
     let mut asking = Asking::new(policies, principal, target);
     let question = Question {

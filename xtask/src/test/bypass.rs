@@ -33,11 +33,31 @@ pub fn run() -> Result<()> {
     let mut runner = toolchain::cargo();
     if has_nextest() {
         // The rows say what happened; a test's own output only where it failed.
-        runner.args(["nextest", "run", "--package", "gateway", "--test", "integration"]);
+        runner.args([
+            "nextest",
+            "run",
+            "--package",
+            "gateway",
+            "--test",
+            "integration",
+        ]);
         runner.args(["--status-level", "fail", "--final-status-level", "fail"]);
-        runner.args(["--show-progress", "none", "--failure-output", "final", "bypass::"]);
+        runner.args([
+            "--show-progress",
+            "none",
+            "--failure-output",
+            "final",
+            "bypass::",
+        ]);
     } else {
-        runner.args(["test", "--quiet", "--package", "gateway", "--test", "integration"]);
+        runner.args([
+            "test",
+            "--quiet",
+            "--package",
+            "gateway",
+            "--test",
+            "integration",
+        ]);
         runner.arg("bypass::");
     }
     toolchain::progress("attacking: some minutes");
@@ -50,9 +70,15 @@ pub fn run() -> Result<()> {
     let failed = rows.iter().filter(|row| !row.passed).count();
     println!("\n{} rows, {failed} failed", rows.len());
     ensure!(!rows.is_empty(), "no test filled in a row");
-    ensure!(failed == 0, "{failed} attacks did not come to what was expected");
+    ensure!(
+        failed == 0,
+        "{failed} attacks did not come to what was expected"
+    );
     // A test may fail for something that no row is about.
-    ensure!(status.success(), "every row is as expected, but not every test passed");
+    ensure!(
+        status.success(),
+        "every row is as expected, but not every test passed"
+    );
     Ok(())
 }
 
@@ -71,7 +97,9 @@ fn row(line: &str) -> Result<Row> {
     };
     Ok(Row {
         chapter: chapter.to_owned(),
-        row: row.parse().with_context(|| format!("not a row: {line:?}"))?,
+        row: row
+            .parse()
+            .with_context(|| format!("not a row: {line:?}"))?,
         attack: attack.to_owned(),
         stopped_by: stopped_by.to_owned(),
         passed: passed == "true",
@@ -93,7 +121,10 @@ fn print(rows: &[Row]) {
     let (attack, hook) = (width(|row| &row.attack), width(|row| &row.stopped_by));
     for (chapter, rows) in chapters {
         println!("\n{chapter}");
-        println!("        {:<attack$}  {:<hook$}  result", "attack", "stopped by");
+        println!(
+            "        {:<attack$}  {:<hook$}  result",
+            "attack", "stopped by"
+        );
         for row in rows {
             let mark = if row.passed { "ok    " } else { "FAILED" };
             println!(

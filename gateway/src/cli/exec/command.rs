@@ -103,8 +103,8 @@ impl Command {
 
     fn path(&self) -> OsString {
         let set = self.environment.iter().rev();
-        let path = set.filter(|(name, _)| name == "PATH").map(|(_, path)| path);
-        path.cloned().next().unwrap_or_else(|| STANDARD_PATH.into())
+        let mut path = set.filter(|(name, _)| name == "PATH").map(|(_, path)| path);
+        path.next().cloned().unwrap_or_else(|| STANDARD_PATH.into())
     }
 
     fn complain(&self, error: &Error) -> u8 {

@@ -219,7 +219,7 @@ mod tests {
                 count: 2,
             },
         );
-        assert_eq!(limiter.due(at(start, 1001)), [line.clone()]);
+        assert_eq!(limiter.due(at(start, 1001)), std::slice::from_ref(&line));
         assert!(limiter.due(at(start, 5000)).is_empty());
         limiter.put_back(at(start, 5000), Some("bot"), line.1.clone());
         assert_eq!(limiter.take(at(start, 5000)), [line]);

@@ -59,7 +59,7 @@ pub(super) fn agent(name: &str, targets: Option<&[&str]>) -> Agent {
     };
     let mut listed = listed;
     for (port, (_, addresses)) in listed.iter_mut().enumerate() {
-        *addresses = &PLACEHOLDERS[port];
+        *addresses = PLACEHOLDERS[port];
     }
     let config = configuration(&[(name, targets)], &listed, "");
     Agent::clone(&config.agents[name])
