@@ -247,3 +247,24 @@ fn in_group(group: &std::path::Path, words: &[String]) -> Command {
         .args(words);
     command
 }
+
+/// Numbers of processes and depths of cgroups are other ones in there than those the kernel programs see.
+#[test]
+fn nothing_of_roots_runs_in_namespaces_of_its_own() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    for namespace in ["--cgroup", "--pid"] {
+        for words in [&["guard", "load"][..], &["guard", "verify"], &["broker"]] {
+            let sluice = gateway.sluice_command(words);
+            let mut command = Command::new("unshare");
+            command
+                .args([namespace, "--fork", "--"])
+                .arg(sluice.get_program())
+                .args(sluice.get_args());
+            run(command)
+                .fails()
+                .complains("namespace of its own")
+                .complains("--cgroupns=host --pid=host");
+        }
+    }
+}

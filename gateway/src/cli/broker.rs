@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 
 use super::Globals;
+use crate::intercept::require_host_namespaces;
 use crate::{broker, telemetry};
 
 #[derive(clap::Args, Debug)]
@@ -13,6 +14,7 @@ pub struct Args {}
 pub fn run(_args: Args, globals: &Globals) -> Result<ExitCode> {
     telemetry::start(globals.json);
     let config = globals.load_config()?;
+    require_host_namespaces()?;
     broker::serve(&config, |socket| {
         println!("sluice: broker ready on {}", socket.display());
     })?;

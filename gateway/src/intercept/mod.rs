@@ -19,6 +19,7 @@ pub mod features;
 mod flow;
 pub mod guard;
 mod hooks;
+mod initial;
 pub mod isolate;
 mod lookup;
 pub mod lsm;
@@ -33,6 +34,7 @@ pub use cgroup::join_gateway_cgroup;
 pub use flow::{Flow, FlowKind};
 pub use gateway_ebpf::decide::Denial;
 pub use gateway_ebpf::{Counters, KernelEvent, Listener};
+pub use initial::require_host_namespaces;
 pub use lookup::{NetnsLookup, attach_lookup, publish_sockets, register_netns, registered_netns};
 pub use maps::{CounterTable, DatagramTable, EventRing, FlowTable, Heartbeat, Maps, TargetTable};
 pub use version::{KernelVersion, OLDEST_KERNEL, required_kernel};
@@ -68,6 +70,11 @@ pub enum InterceptError {
     KernelTooOld(KernelVersion),
     #[error("this kernel's version cannot be told from {0:?}")]
     KernelUnknown(String),
+    #[error(
+        "this process is in a {0} namespace of its own, where cgroups and processes have other numbers than the \
+         kernel programs see: run it on the host (a container: --cgroupns=host --pid=host)"
+    )]
+    Namespace(&'static str),
     #[error("the port must not be 0")]
     NoPort,
 }

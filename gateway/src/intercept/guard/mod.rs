@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::hooks::{self, Hook, Place};
+use super::initial::require_host_namespaces;
 use super::lsm::{self, LsmState};
 use super::object::{Object, Shared};
 use super::version::required_kernel;
@@ -128,6 +129,7 @@ struct Places {
 
 impl Places {
     fn find(kernel: &config::Kernel) -> Result<Self, InterceptError> {
+        require_host_namespaces()?;
         let mount = cgroup::cgroup2_mount()?;
         Ok(Self {
             agents: mount.join(&kernel.agents_cgroup),
