@@ -101,17 +101,29 @@ fn say(event: &Event, length: Length) -> Said {
             qtype,
             rcode,
             answers,
+            rule,
+            count: times,
             ..
         } => {
             let answers = answers.join(" ");
-            let text = format!(
-                "{} {} {} {}",
-                one_line(qtype),
-                one_line(name),
-                one_line(rcode),
-                one_line(&answers)
-            );
-            said('?', Tone::Dim, None, "dns", text.trim_end().to_owned())
+            let times = match times {
+                0 | 1 => String::new(),
+                times => format!("×{times}"),
+            };
+            let text = [
+                qtype,
+                name,
+                rcode,
+                &answers,
+                rule.as_deref().unwrap_or_default(),
+                &times,
+            ]
+            .into_iter()
+            .filter(|part| !part.is_empty())
+            .map(one_line)
+            .collect::<Vec<_>>()
+            .join(" ");
+            said('?', Tone::Dim, None, "dns", text)
         }
         Event::NetnsRegistered { netns_cookie, .. } => {
             let text = format!("listening in network namespace {netns_cookie}");
@@ -150,12 +162,16 @@ fn say(event: &Event, length: Length) -> Said {
             who,
             rule,
             upstream,
+            host,
             tls,
             ..
         } => {
             let tls = if *tls { " (tls)" } else { "" };
+            let host = host
+                .as_deref()
+                .map_or(String::new(), |host| format!("{} at ", one_line(host)));
             let text = format!(
-                "{} at {}{tls}{} · {}",
+                "{} at {host}{}{tls}{} · {}",
                 place(who),
                 one_line(upstream),
                 process(who),

@@ -23,6 +23,7 @@ use super::Globals;
 use crate::config::{self, Agent, Config, ConfigError, Issuer, JwksSource, Target, TargetTls};
 use crate::credentials;
 use crate::identity::token::{self, Keyring, TokenError};
+use crate::intercept::dns;
 use crate::policy::PolicyError;
 use crate::privileges::{self, Identity};
 use crate::store;
@@ -139,6 +140,7 @@ fn check(file: &Path, root: Option<&Path>, now: SystemTime) -> Outcome {
     match config::load(file, root) {
         Ok(config) => {
             let reader = gateway_user(file, &config, &mut outcome.findings);
+            outcome.findings.extend(unusable_names(file, &config));
             let (findings, policies) = with_rights_of(reader, || {
                 let mut findings = Vec::new();
                 let policies = check_policies(&config.policies, &mut findings);
@@ -187,6 +189,18 @@ fn gateway_user(file: &Path, config: &Config, findings: &mut Vec<Finding>) -> Op
         }
     }
     Some(identity)
+}
+
+/// What the gateway's resolver would object to at its start.
+fn unusable_names(file: &Path, config: &Config) -> Option<Finding> {
+    let error = dns::check(config).err()?;
+    Some(Finding {
+        severity: Severity::Error,
+        file: file.to_owned(),
+        line: 0,
+        message: error.to_string(),
+        hint: None,
+    })
 }
 
 /// Root's empty folder is none: `sluice run` gives it away when root starts it.
@@ -579,6 +593,14 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
     fn what_is_wrong_with_the_files() {
         type Change = fn(&Installation);
         let rows: &[(&str, Change, &str)] = &[
+            (
+                "an address that is a synthetic one",
+                |it| {
+                    let config = CONFIG.replace("127.0.0.1:5432", "198.18.0.7:5432");
+                    it.write("etc/sluice/sluice.toml", &config, 0o644);
+                },
+                "/etc/sluice/sluice.toml: target \"shop\" has the address 198.18.0.7:5432, which lies in the range of synthetic addresses: give it a name instead, or set dns.mode = \"pass\"",
+            ),
             (
                 "no token yet",
                 |it| fs::remove_file(it.path("run/bot.jwt")).unwrap(),

@@ -118,6 +118,44 @@ pub enum Dialled {
     Unknown,
 }
 
+/// Whether a gateway with this configuration could name its targets: what [`Dns::new`] would object to.
+pub fn check(config: &Config) -> Result<(), DnsError> {
+    Meanings::of(config).map(drop)
+}
+
+/// What follows from the configuration alone.
+struct Meanings {
+    names: Names,
+    /// None in pass mode.
+    synthetic: Option<Synthetic>,
+    destinations: BTreeSet<SocketAddr>,
+}
+
+impl Meanings {
+    fn of(config: &Config) -> Result<Self, DnsError> {
+        refuse_long_labels(config)?;
+        let names = Names::new(config.targets.values());
+        let mut destinations: BTreeSet<SocketAddr> = names.literals().collect();
+        let synthetic = match config.dns.mode {
+            DnsMode::Pass => None,
+            DnsMode::Synthetic => {
+                refuse_synthetic_literals(config)?;
+                let synthetic = Synthetic::new(&owners(config, &names))?;
+                destinations.extend(synthetic_destinations(config, &names, &synthetic));
+                Some(synthetic)
+            }
+        };
+        if destinations.len() > MAX_DESTINATIONS {
+            return Err(DnsError::TooManyDestinations(destinations.len()));
+        }
+        Ok(Self {
+            names,
+            synthetic,
+            destinations,
+        })
+    }
+}
+
 /// Names, addresses, and the sockets' other end.
 #[derive(Debug)]
 pub struct Dns {
@@ -152,21 +190,11 @@ impl Dns {
         log: Arc<Log>,
         lookup: Box<dyn pins::Lookup>,
     ) -> Result<Arc<Self>, DnsError> {
-        refuse_long_labels(config)?;
-        let names = Names::new(config.targets.values());
-        let mut destinations: BTreeSet<SocketAddr> = names.literals().collect();
-        let synthetic = match config.dns.mode {
-            DnsMode::Pass => None,
-            DnsMode::Synthetic => {
-                refuse_synthetic_literals(config)?;
-                let synthetic = Synthetic::new(&owners(config, &names))?;
-                destinations.extend(synthetic_destinations(config, &names, &synthetic));
-                Some(synthetic)
-            }
-        };
-        if destinations.len() > MAX_DESTINATIONS {
-            return Err(DnsError::TooManyDestinations(destinations.len()));
-        }
+        let Meanings {
+            names,
+            synthetic,
+            destinations,
+        } = Meanings::of(config)?;
         Ok(Arc::new(Self {
             pins: Pins::new(lookup, resolved_names(config)),
             names,
