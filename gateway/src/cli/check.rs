@@ -599,7 +599,7 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
                     let config = CONFIG.replace("127.0.0.1:5432", "198.18.0.7:5432");
                     it.write("etc/sluice/sluice.toml", &config, 0o644);
                 },
-                "/etc/sluice/sluice.toml: target \"shop\" has the address 198.18.0.7:5432, which lies in the range of synthetic addresses: give it a name instead, or set dns.mode = \"pass\"",
+                "target \"shop\" has the address 198.18.0.7:5432, which lies in the range of synthetic addresses: give it a name instead, or set dns.mode = \"pass\"",
             ),
             (
                 "no token yet",
