@@ -7,8 +7,9 @@ use crate::toolchain;
 /// A server to stand in front of, with psql and pgbench; and openssl, which signs the demo's token.
 const DEMO: &[&str] = &["postgresql", "openssl"];
 
-/// The same server; python3-venv brings Debian's Python, which the drivers are installed for.
-const TESTS: &[&str] = &["postgresql", "python3-venv", "openssl"];
+/// The same server; python3-venv brings Debian's Python, which the drivers are installed for; iproute2 makes
+/// the network namespaces and links that attacks are tried on.
+const TESTS: &[&str] = &["postgresql", "python3-venv", "openssl", "iproute2"];
 
 /// libFuzzer is C++.
 const FUZZING: &[&str] = &["g++"];

@@ -36,7 +36,8 @@ const NEVER_UNPACKED: &[&str] = &[
 
 const MANUAL: &str = "\
 needs a Rust compiler with core for bpfel-unknown-none:
-  Debian   apt-get install rustc-web libstd-rust-web-dev-bpf   (or run this task as root or with sudo at hand)
+  Debian   apt-get install rustc-web libstd-rust-web-dev-bpf   (run this task as root or with sudo at hand; on Debian 12
+           both come from bookworm-security, which must be among apt's sources)
   Ubuntu   rustup toolchain install nightly --component rust-src && cargo install bpf-linker
   Fedora   rustup toolchain install nightly --component rust-src && cargo install bpf-linker";
 
