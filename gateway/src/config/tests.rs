@@ -55,7 +55,7 @@ fn the_example_is_valid_and_means_what_it_says() {
     assert_eq!(target.masks[1].column, "email");
 }
 
-/// The commented keys of the example claim to be the defaults.
+/// The commented keys of the example claim to be the defaults, but for those that have none.
 #[test]
 fn the_examples_commented_keys_are_the_defaults() {
     let uncommented: String = EXAMPLE
@@ -68,7 +68,13 @@ fn the_examples_commented_keys_are_the_defaults() {
     assert_ne!(uncommented, EXAMPLE);
     let mut spelled_out = read(&uncommented).unwrap();
     let defaults = read(EXAMPLE).unwrap();
-    // The one key that has no fixed default.
+    // The keys that have no fixed default.
+    let kernel = &mut spelled_out.kernel;
+    assert_eq!(kernel.local_address.take(), "192.0.2.2".parse().ok());
+    assert_eq!(
+        kernel.local_address6.take(),
+        "fd53:6c75:6963:6500::2".parse().ok()
+    );
     let shop = spelled_out
         .targets
         .get_mut("shop")
