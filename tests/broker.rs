@@ -193,12 +193,15 @@ fn only_the_gateways_user_is_answered() {
         let error = as_user(uid, ask).expect_err("it is not the gateway");
         assert!(matches!(error, BrokerError::Unreachable { .. }), "{error}");
     }
+    let state = as_gateway(ask).expect("it is the gateway");
+    assert!(state.maps.is_some(), "{state:?}");
     let well = GuardState {
         problems: Vec::new(),
         frozen: false,
         abandoned: Vec::new(),
+        maps: state.maps,
     };
-    assert_eq!(as_gateway(ask).expect("it is the gateway"), well);
+    assert_eq!(state, well);
 }
 
 #[test]

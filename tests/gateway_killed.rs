@@ -115,6 +115,49 @@ fn the_guard_outlives_the_gateway_and_says_so() {
 }
 
 #[test]
+fn a_gateway_whose_maps_were_replaced_says_so_until_it_is_restarted() {
+    const REPLACED: &str = "the kernel's maps were replaced: restart the gateway";
+    let server = Postgres::start();
+    let mut gateway = Gateway::in_front_of(&server);
+    gateway.psql(["SELECT 1"]).succeeds();
+    // With the same maps nothing is replaced.
+    gateway.sluice(["guard", "load"]).succeeds();
+    gateway.hand_over();
+    gateway.psql(["SELECT 1"]).succeeds();
+
+    gateway.sluice(["guard", "unload", "--force"]).succeeds();
+    gateway.sluice(["guard", "load"]).succeeds();
+    eventually("the alarm", Duration::from_secs(10), || {
+        let events = gateway.events();
+        let mut alarms = events.named("guard.alarm");
+        alarms
+            .any(|alarm| alarm.text("problems").contains(REPLACED))
+            .then_some(())
+    });
+    gateway
+        .psql(["SELECT 1"])
+        .fails()
+        .complains("Connection refused");
+
+    let serves = gateway.pid();
+    gateway.signal(Signal::SIGHUP);
+    let failed = gateway.event("gateway.handover_failed");
+    assert!(failed.text("reason").contains(REPLACED), "{failed}");
+    assert_eq!(gateway.pid(), serves);
+    gateway.is_alive();
+    // The broker finds nothing wrong any more, and still nobody gets through.
+    thread::sleep(Duration::from_secs(3));
+    gateway.psql(["SELECT 1"]).fails();
+    assert_eq!(gateway.events().count("guard.cleared"), 0);
+
+    let logged = gateway.stop();
+    assert!(logged.contains(REPLACED), "{logged}");
+    gateway.start();
+    gateway.psql(["SELECT 'again'"]).succeeds().prints("again");
+    gateway.sluice(["audit", "verify"]).succeeds().prints("ok");
+}
+
+#[test]
 fn agents_are_refused_within_seconds_when_the_gateway_is_stuck() {
     let server = Postgres::start();
     let gateway = Gateway::in_front_of(&server);

@@ -3,13 +3,13 @@
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tokio::sync::{mpsc, watch};
 
 use super::Gateway;
 use super::edge::{Edge, Senses};
 use super::handover::Program;
-use super::health::Health;
+use super::health::{self, Health};
 use super::listeners::Resolver;
 use super::pulse::Pulse;
 use super::serve::{Signals, Unopened};
@@ -53,8 +53,12 @@ pub async fn compose(start: Start) -> Result<Composed> {
     } = start;
     let started = start_leaf(&config, &policies, &origin);
     let log = Arc::new(open_log(&config, &origin)?);
-    let (health, examination) =
-        Health::watch(Arc::clone(&broker), Arc::clone(&log), &config.storage);
+    let (health, examination) = Health::watch(
+        Arc::clone(&broker),
+        maps.id()?,
+        Arc::clone(&log),
+        &config.storage,
+    );
     let tree = Arc::new(AgentTree::new(
         &cgroup2_mount()?,
         &config.kernel.agents_cgroup,
@@ -90,6 +94,10 @@ pub async fn compose(start: Start) -> Result<Composed> {
     let (registering, registered) = mpsc::channel(16);
     dns.prepare().await;
     health.examined().await;
+    // Whatever else is wrong may be over soon; a successor's maps stay what they are.
+    if health.are_maps_replaced() {
+        bail!(health::REPLACED);
+    }
     Ok(Composed {
         started,
         origin,

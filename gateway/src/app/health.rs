@@ -14,6 +14,7 @@ use tokio::task::AbortHandle;
 use crate::audit::event::Event;
 use crate::broker::{self, GuardState};
 use crate::config;
+use crate::intercept::MapsId;
 use crate::store::log::Log;
 use crate::store::recordings;
 
@@ -27,6 +28,9 @@ const ROOM: u64 = 1 << 20;
 
 /// How many alarms wait for a disk that is full.
 const MAX_UNTOLD: usize = 32;
+
+/// The guard was unloaded and loaded again: a beat would go where no kernel program looks.
+pub const REPLACED: &str = "the kernel's maps were replaced: restart the gateway";
 
 /// What the last rounds found.
 #[derive(Debug)]
@@ -43,12 +47,14 @@ pub struct Health {
 struct Found {
     guard_good: Option<Instant>,
     storage_good: Option<Instant>,
+    maps_replaced: bool,
 }
 
 impl Health {
     /// Looks once a second from now on, until the handle is used.
     pub fn watch(
         broker: Arc<broker::Client>,
+        maps: MapsId,
         log: Arc<Log>,
         storage: &config::Storage,
     ) -> (Arc<Self>, AbortHandle) {
@@ -61,6 +67,7 @@ impl Health {
         let examiner = Examiner {
             health: Arc::clone(&health),
             broker,
+            maps,
             storage: storage.clone(),
             alarm: None,
             untold: Vec::new(),
@@ -83,6 +90,11 @@ impl Health {
         let _ = rounds.wait_for(|rounds| *rounds > 0).await;
     }
 
+    /// Whether the kernel programs use other maps than this gateway. Only a new start gets the new ones.
+    pub fn are_maps_replaced(&self) -> bool {
+        self.found().maps_replaced
+    }
+
     /// The namespaces that no agent is in any more, whenever that changes.
     pub fn abandoned(&self) -> watch::Receiver<Vec<u64>> {
         self.abandoned.subscribe()
@@ -103,6 +115,8 @@ struct Alarm {
 struct Examiner {
     health: Arc<Health>,
     broker: Arc<broker::Client>,
+    /// Those that this gateway holds.
+    maps: MapsId,
     storage: config::Storage,
     /// The alarm that is not over.
     alarm: Option<Alarm>,
@@ -146,7 +160,11 @@ impl Examiner {
         let answer = self.broker.state();
         let mut found = self.health.found();
         match answer {
-            Ok(state) => {
+            Ok(mut state) => {
+                found.maps_replaced = state.maps.is_some_and(|pinned| pinned != self.maps);
+                if found.maps_replaced {
+                    state.problems.push(REPLACED.to_owned());
+                }
                 found.guard_good = state.problems.is_empty().then(Instant::now);
                 self.health.abandoned.send_if_modified(|abandoned| {
                     let changed = *abandoned != state.abandoned;
@@ -165,6 +183,7 @@ impl Examiner {
                     },
                     frozen: false,
                     abandoned: Vec::new(),
+                    maps: None,
                 }
             }
         }

@@ -93,12 +93,14 @@ impl Client {
                     problems,
                     frozen,
                     abandoned,
+                    maps,
                 },
                 _,
             ) => Ok(GuardState {
                 problems,
                 frozen,
                 abandoned,
+                maps,
             }),
             (reply, _) => Err(unexpected(reply)),
         }

@@ -11,7 +11,7 @@ use super::watch::Watch;
 use crate::config;
 use crate::identity::process::{self, Handle};
 use crate::intercept::netns::{self, NetnsError};
-use crate::intercept::{self, InterceptError, Maps, NetnsLookup};
+use crate::intercept::{self, InterceptError, Maps, MapsId, NetnsLookup};
 
 /// Programs that are looked at at the same time. Each may take a thread for as long as a file system likes.
 const MAX_INSPECTIONS: usize = 8;
@@ -200,11 +200,16 @@ impl Duties {
     }
 
     fn state(&self) -> Answer {
-        let (problems, frozen) = self.watch.state();
+        let (mut problems, frozen) = self.watch.state();
+        // Not as of the last look: a gateway must not serve with maps that were replaced since.
+        let maps = MapsId::pinned(&self.kernel.pins)
+            .map_err(|error| problems.push(error.to_string()))
+            .ok();
         Answer::bare(Reply::State {
             problems,
             frozen,
             abandoned: self.lock().abandoned.clone(),
+            maps,
         })
     }
 

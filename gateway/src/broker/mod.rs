@@ -23,6 +23,8 @@ use std::net::{TcpListener, UdpSocket};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use crate::intercept::MapsId;
+
 mod client;
 mod duties;
 pub mod packet;
@@ -61,6 +63,8 @@ pub struct GuardState {
     /// Namespaces (by cookie) that no agent's process is in any more and where nothing is redirected now. A
     /// listener there only keeps the namespace alive: close it.
     pub abandoned: Vec<u64>,
+    /// The maps that the kernel programs use; `None` while they are not known.
+    pub maps: Option<MapsId>,
 }
 
 /// Why the broker did not do what it was asked.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::identity::process::Origin;
+use crate::intercept::MapsId;
 
 /// The largest message, in bytes, either way.
 pub const MAX_MESSAGE: usize = 64 * 1024;
@@ -46,6 +47,7 @@ pub enum Reply {
         problems: Vec<String>,
         frozen: bool,
         abandoned: Vec<u64>,
+        maps: Option<MapsId>,
     },
     Refused {
         reason: String,

@@ -19,6 +19,7 @@ use gateway_ebpf::{
     Address, Counters, DatagramKey, Flow as KernelFlow, KernelEvent, ReportedKey, TargetKey,
 };
 use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use tokio::io::unix::AsyncFd;
 
 use super::flow::Flow;
@@ -104,6 +105,11 @@ impl Maps {
         })
     }
 
+    /// Which maps these are. Needs no privileges.
+    pub fn id(&self) -> Result<MapsId, InterceptError> {
+        MapsId::of(self.heartbeat.0.fd())
+    }
+
     /// The descriptors, in the order of [`Self::NAMES`], for a successor.
     pub fn fds(&self) -> Vec<BorrowedFd<'_>> {
         vec![
@@ -115,6 +121,25 @@ impl Maps {
             self.counters.reported.fd(),
             self.events.fd(),
         ]
+    }
+}
+
+/// Tells a set of maps from the one before: unloading the guard and loading it again makes new ones, while a
+/// gateway's descriptors keep the old ones, which no kernel program uses any more. It is the kernel's id of one
+/// of them; ids are not used again before all have been.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapsId(u32);
+
+impl MapsId {
+    /// Of the maps that are pinned now. Needs root.
+    pub fn pinned(pins: &Path) -> Result<Self, InterceptError> {
+        Self::of(open_pin(pins, pins::HEARTBEAT, Access::Read)?.as_fd())
+    }
+
+    fn of(heartbeat: BorrowedFd<'_>) -> Result<Self, InterceptError> {
+        let id = sys::map_id(heartbeat);
+        id.map(Self)
+            .map_err(|error| InterceptError::bpf("asking for the id of the map HEARTBEAT", error))
     }
 }
 

@@ -36,7 +36,9 @@ pub use gateway_ebpf::decide::Denial;
 pub use gateway_ebpf::{Counters, KernelEvent, Listener};
 pub use initial::require_host_namespaces;
 pub use lookup::{NetnsLookup, attach_lookup, publish_sockets, register_netns, registered_netns};
-pub use maps::{CounterTable, DatagramTable, EventRing, FlowTable, Heartbeat, Maps, TargetTable};
+pub use maps::{
+    CounterTable, DatagramTable, EventRing, FlowTable, Heartbeat, Maps, MapsId, TargetTable,
+};
 pub use version::{KernelVersion, OLDEST_KERNEL, required_kernel};
 
 /// What went wrong at the kernel edge, and what to do about it.
