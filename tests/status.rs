@@ -152,7 +152,12 @@ fn status_counts_what_each_agent_did() {
     let server = Postgres::start();
     let mut gateway = Gateway::in_front_of(&server);
     let status = |gateway: &Gateway| gateway.sluice(["--json", "status"]);
-    assert_eq!(status(&gateway).succeeds().json()["reachable"], true);
+    let json = status(&gateway).succeeds().json();
+    assert_eq!(json["reachable"], true, "{json}");
+    assert_eq!(json["broker"]["answers"], true, "{json}");
+    assert_eq!(json["frozen"], false, "{json}");
+    assert_eq!(json["gateway"]["process"]["pid"], gateway.pid(), "{json}");
+    assert_eq!(json["gateway"]["process"]["other_maps"], false, "{json}");
     for _ in 0..3 {
         gateway.psql(["SELECT 1"]).succeeds();
     }
@@ -179,6 +184,7 @@ fn status_counts_what_each_agent_did() {
     gateway.kill();
     let silent = eventually_fails(&gateway);
     assert_eq!(silent["gateway"]["alive"], false, "{silent}");
+    assert_eq!(silent["gateway"]["process"], Value::Null, "{silent}");
     assert_eq!(
         silent["guard"]["problems"],
         Value::Array(vec![]),
@@ -214,7 +220,7 @@ fn what_the_kernel_denies_is_in_the_log_within_a_second_and_exact() {
     assert_eq!(sample["protocol"], "tcp", "{sample}");
     gateway
         .sluice(["tail"])
-        .prints("report-bot: datagram")
+        .prints("datagram")
         .prints("python3 to 192.0.2.1:4242");
 }
 

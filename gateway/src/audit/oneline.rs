@@ -35,10 +35,7 @@ struct Said {
 pub fn format(record: &Record, paint: Paint, length: Length) -> String {
     let said = say(&record.event, length);
     let session = record.event.session().map(|id| id.short());
-    let agent = match record.event.who() {
-        Some(who) => who.agent.as_deref().unwrap_or("?"),
-        None => "gateway",
-    };
+    let agent = agent(&record.event);
     let (time, session) = (format!("{:.6}", record.time), session.unwrap_or("-".into()));
     let stmt = said.stmt.map_or(String::new(), |n| format!("#{n} "));
     let what = format!("{} {:<11}", said.mark, stmt + &said.label);
@@ -58,6 +55,18 @@ pub fn format(record: &Record, paint: Paint, length: Length) -> String {
     .join(" ")
     .trim_end()
     .to_owned()
+}
+
+/// Whom the line is about: an agent, "?" where it is not known which, or the gateway itself.
+fn agent(event: &Event) -> &str {
+    let agent = match event {
+        Event::KernelDenied { agent, .. } | Event::NetnsRegistered { agent, .. } => agent,
+        _ => match event.who() {
+            Some(who) => &who.agent,
+            None => return "gateway",
+        },
+    };
+    agent.as_deref().unwrap_or("?")
 }
 
 fn say(event: &Event, length: Length) -> Said {
@@ -82,18 +91,16 @@ fn say(event: &Event, length: Length) -> Said {
             said('▷', Tone::Plain, None, "handover", text)
         }
         Event::KernelDenied {
-            agent,
             reason,
             count: times,
             samples,
             ..
         } => {
-            let agent = agent.as_deref().unwrap_or("unknown agent");
             let sample = samples.first().map_or(String::new(), |call| {
                 let to = call.destination.as_deref().unwrap_or("?");
                 format!(" · {} to {}", one_line(&call.comm), one_line(to))
             });
-            let text = format!("{agent}: {} ×{times}{sample}", one_line(reason));
+            let text = format!("{} ×{times}{sample}", one_line(reason));
             said('✗', Tone::Bad, None, "kernel", text)
         }
         Event::DnsQuery {
@@ -425,6 +432,26 @@ mod tests {
                     torn_bytes: "00".repeat(7),
                 },
                 "-        gateway      ‼ recovered   a torn line of 7 B was kept",
+            ),
+            (
+                Event::KernelDenied {
+                    agent: Some("report-bot".into()),
+                    cgroup: None,
+                    cgroup_id: 7,
+                    reason: "no-target".into(),
+                    count: 2,
+                    samples: vec![],
+                },
+                "-        report-bot   ✗ kernel      no-target ×2",
+            ),
+            (
+                Event::NetnsRegistered {
+                    netns_cookie: 4097,
+                    agent: None,
+                    cgroup_id: 7,
+                    tgid: 8,
+                },
+                "-        ?            + netns       listening in network namespace 4097",
             ),
             (
                 Event::GatewayStop {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 
-use super::Globals;
+use super::{Globals, say};
 use crate::intercept::require_host_namespaces;
 use crate::{broker, telemetry};
 
@@ -16,7 +16,8 @@ pub fn run(_args: Args, globals: &Globals) -> Result<ExitCode> {
     let config = globals.load_config()?;
     require_host_namespaces()?;
     broker::serve(&config, |socket| {
-        println!("sluice: broker ready on {}", socket.display());
+        // It serves whether somebody reads this or not.
+        let _ = say(format_args!("sluice: broker ready on {}", socket.display()));
     })?;
     Ok(ExitCode::SUCCESS)
 }

@@ -21,7 +21,7 @@ use serde::Serialize;
 
 use super::Globals;
 use crate::config::{self, Agent, Config, ConfigError, Issuer, JwksSource, Target, TargetTls};
-use crate::credentials;
+use crate::credentials::{self, CredentialError, SecretFileError};
 use crate::identity::token::{self, Keyring, TokenError};
 use crate::intercept::dns;
 use crate::policy::PolicyError;
@@ -120,6 +120,21 @@ fn counted(count: usize, noun: &str) -> String {
         (1, _) => format!("1 {noun}"),
         (_, Some(stem)) => format!("{count} {stem}ies"),
         (_, None) => format!("{count} {noun}s"),
+    }
+}
+
+/// A file that the gateway may not read is one that it does not own: it must be nobody else's either.
+fn credential_hint(error: &CredentialError, user: &str) -> String {
+    const WITHOUT: &str = "the gateway cannot log in at this target";
+    match error {
+        CredentialError::File {
+            file,
+            problem: SecretFileError::Unreadable(cause),
+        } if cause.kind() == io::ErrorKind::PermissionDenied => {
+            let file = file.display();
+            format!("{WITHOUT}; chown {user} {file}, with mode 0600")
+        }
+        _ => WITHOUT.to_owned(),
     }
 }
 
@@ -395,10 +410,8 @@ impl<'a> Host<'a> {
         let name = format!("targets.{}", target.name);
         let source = &target.credential;
         if let Err(error) = credentials::load(source) {
-            self.error(
-                format!("{name}: {error}"),
-                "the gateway cannot log in at this target",
-            );
+            let hint = credential_hint(&error, &config.gateway.user);
+            self.error(format!("{name}: {error}"), &hint);
         }
         let owner = fs::metadata(&source.password_file).map(|file| file.uid());
         for agent in config.agents.values() {
@@ -654,7 +667,7 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
             (
                 "password of another user",
                 |it| chown(it.path("etc/sluice/pw"), Some(0), Some(0)).unwrap(),
-                "targets.shop: the password file /etc/sluice/pw cannot be read: Permission denied (os error 13) (hint: the gateway cannot log in at this target)",
+                "targets.shop: the password file /etc/sluice/pw cannot be read: Permission denied (os error 13) (hint: the gateway cannot log in at this target; chown 64023 /etc/sluice/pw, with mode 0600)",
             ),
             (
                 "log of another user",

@@ -12,7 +12,7 @@ use std::process::{Command, ExitCode, Stdio};
 use anyhow::Result;
 use serde::Serialize;
 
-use super::{Globals, check};
+use super::{Globals, check, say};
 use crate::config::Config;
 use crate::intercept::features::{self, FEATURES, Feature, Support, Tier};
 use crate::intercept::{cgroup, guard};
@@ -28,12 +28,9 @@ pub fn run(_args: Args, globals: &Globals) -> Result<ExitCode> {
             .iter()
             .map(|tier| (tier.letter().to_string(), is_complete(*tier, &rows).into()))
             .collect();
-        println!(
-            "{}",
-            serde_json::json!({ "ok": ok, "tiers": tiers, "checks": rows })
-        );
+        say(serde_json::json!({ "ok": ok, "tiers": tiers, "checks": rows }))?;
     } else {
-        print!("{}", text(&rows));
+        say(text(&rows).trim_end())?;
     }
     Ok(if ok {
         ExitCode::SUCCESS

@@ -6,9 +6,10 @@ use anyhow::Result;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::Globals;
+use super::{Globals, say};
 use crate::intercept::cgroup;
 use crate::intercept::guard::{self, Report, RunningAgents};
+use crate::recording::terminal::count;
 
 #[derive(clap::Args, Debug)]
 pub struct Args {
@@ -42,15 +43,15 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
             // Whoever is intercepted again may go on: the broker freezes agents that are not.
             cgroup::thaw(&loaded.agents_cgroup)?;
             if globals.json {
-                println!("{}", json!({ "loaded": loaded }));
+                say(json!({ "loaded": loaded }))?;
             } else {
-                let count = loaded.programs.len();
+                let programs = count(loaded.programs.len() as u64, "program");
                 let agents = loaded.agents_cgroup.display();
-                println!(
-                    "guard: loaded {count} programs, {agents} is redirected to port {}",
+                say(format_args!(
+                    "guard: loaded {programs}, {agents} is redirected to port {}",
                     loaded.port
-                );
-                println!("{}", loaded.lsm);
+                ))?;
+                say(&loaded.lsm)?;
             }
             Ok(ExitCode::SUCCESS)
         }
@@ -58,9 +59,9 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
             let report = guard::inspect(&config.kernel)?;
             let ok = report.all_problems().is_empty();
             if globals.json {
-                println!("{}", json!({ "ok": ok, "report": report }));
+                say(json!({ "ok": ok, "report": report }))?;
             } else {
-                print(&report);
+                say(text(&report))?;
             }
             Ok(if ok {
                 ExitCode::SUCCESS
@@ -76,38 +77,36 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
             };
             guard::unload(&config.kernel, running)?;
             if globals.json {
-                println!("{}", json!({ "unloaded": true }));
+                say(json!({ "unloaded": true }))?;
             } else {
-                println!("guard: unloaded, agents are no longer intercepted");
+                say("guard: unloaded, agents are no longer intercepted")?;
             }
             Ok(ExitCode::SUCCESS)
         }
     }
 }
 
-fn print(report: &Report) {
+fn text(report: &Report) -> String {
+    let mut lines: Vec<String> = Vec::new();
     for link in &report.links {
         let state = if link.problem.is_some() {
             "WRONG"
         } else {
             "ok"
         };
-        println!(
-            "{:<16}  {:<5}  {}",
-            link.program,
-            state,
-            link.target.display()
-        );
+        let target = link.target.display();
+        lines.push(format!("{:<16}  {state:<5}  {target}", link.program));
     }
     for denials in report.denials.iter().filter(|denials| denials.count > 0) {
-        println!("denied {} times: {}", denials.count, denials.reason);
+        let times = count(denials.count, "time");
+        lines.push(format!("denied {times}: {}", denials.reason));
     }
     let problems = report.all_problems();
-    for problem in &problems {
-        println!("{problem}");
-    }
-    match (problems.is_empty(), report.port) {
-        (true, Some(port)) => println!("guard verify: ok, agents are redirected to port {port}"),
-        _ => println!("guard verify: FAILED, agents are not intercepted"),
-    }
+    let is_whole = problems.is_empty();
+    lines.extend(problems);
+    lines.push(match (is_whole, report.port) {
+        (true, Some(port)) => format!("guard verify: ok, agents are redirected to port {port}"),
+        _ => "guard verify: FAILED, agents are not intercepted".to_owned(),
+    });
+    lines.join("\n")
 }

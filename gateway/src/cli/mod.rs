@@ -1,5 +1,7 @@
 //! The operators' command line: one file per command.
 
+use std::fmt::Display;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -90,6 +92,18 @@ enum Command {
     Doctor(doctor::Args),
 }
 
+/// Prints a line. That its reader, such as `head`, has seen enough is no error and changes no exit code.
+fn say(line: impl Display) -> io::Result<()> {
+    unless_reader_left(writeln!(io::stdout().lock(), "{line}"))
+}
+
+fn unless_reader_left(written: io::Result<()>) -> io::Result<()> {
+    match written {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written,
+    }
+}
+
 /// Parses the arguments and runs one command.
 pub fn main() -> Result<ExitCode> {
     let Cli { globals, command } = Cli::parse();
@@ -105,5 +119,17 @@ pub fn main() -> Result<ExitCode> {
         Command::Check(args) => check::run(args, &globals),
         Command::Status(args) => status::run(args, &globals),
         Command::Doctor(args) => doctor::run(args, &globals),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_left_is_no_error() {
+        let failed = |kind: io::ErrorKind| unless_reader_left(Err(kind.into()));
+        assert!(failed(io::ErrorKind::BrokenPipe).is_ok());
+        assert!(failed(io::ErrorKind::StorageFull).is_err());
     }
 }

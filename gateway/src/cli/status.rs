@@ -3,21 +3,28 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
+use std::fs;
 use std::io::{self, IsTerminal, Write};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::Result;
+use nix::errno::Errno;
+use nix::unistd::{Uid, geteuid, seteuid};
 use serde::Serialize;
 
 use super::Globals;
 use super::tail::quiet_when_reader_leaves;
+use crate::broker::{BrokerError, Client};
 use crate::config::Config;
 use crate::identity::cgroup::{AgentTree, CgroupError, Located};
-use crate::intercept::cgroup::cgroup2_mount;
+use crate::intercept::cgroup::{self, cgroup2_mount};
 use crate::intercept::guard::{self, HEARTBEAT_MAX};
 use crate::intercept::{Counters, Denial, InterceptError, Maps, registered_netns};
+use crate::privileges;
 use crate::recording::terminal::{Paint, Tone, duration, one_line, printable_json, size};
 
 #[derive(clap::Args, Debug)]
@@ -33,14 +40,15 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 
 fn show(args: &Args, globals: &Globals) -> Result<ExitCode> {
     let config = globals.load_config()?;
+    let mount = cgroup2_mount()?;
     let tree = AgentTree::new(
-        &cgroup2_mount()?,
+        &mount,
         &config.kernel.agents_cgroup,
         config.agents.values().cloned(),
     );
     let places = Places::new(&tree);
     loop {
-        let status = read(&config, &places)?;
+        let status = read(&config, &mount, &places)?;
         print(&status, args.watch, globals.json)?;
         if !args.watch {
             return Ok(match status.reachable {
@@ -58,7 +66,10 @@ struct Status {
     /// Agents are intercepted and a gateway answers them.
     reachable: bool,
     guard: Guard,
+    broker: Broker,
     gateway: Gateway,
+    /// Whether the agents' processes stand still.
+    frozen: bool,
     /// Cookies of the network namespaces in which the gateway listens.
     netns: Vec<u64>,
     agents: Vec<Agent>,
@@ -79,6 +90,22 @@ struct Gateway {
     alive: bool,
     /// Since the last sign of life; none when it said that it stops.
     heartbeat_age_ms: Option<u64>,
+    /// None: there is none, or none that can be seen.
+    process: Option<Process>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+struct Broker {
+    answers: bool,
+    problem: Option<String>,
+}
+
+/// A process in the gateway's cgroup that holds what only a gateway does: all of its maps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+struct Process {
+    pid: u32,
+    /// Its maps are not the pinned ones: they are of a guard that was unloaded.
+    other_maps: bool,
 }
 
 /// What one subtree of the agents' cgroup did, counted since the guard was first loaded.
@@ -137,39 +164,130 @@ impl<'a> Places<'a> {
     }
 }
 
-fn read(config: &Config, places: &Places<'_>) -> Result<Status, InterceptError> {
+fn read(config: &Config, mount: &Path, places: &Places<'_>) -> Result<Status, InterceptError> {
     let report = guard::inspect(&config.kernel)?;
     let guard = Guard {
         agents_cgroup: config.kernel.agents_cgroup.clone(),
         port: report.port,
         problems: report.all_problems(),
     };
+    let broker = Broker::ask(config);
+    let frozen = cgroup::is_frozen(&mount.join(&config.kernel.agents_cgroup));
+    let home = mount.join(&config.kernel.gateway_cgroup);
     // Nothing is pinned: there is nothing more to say.
     if guard.port.is_none() {
-        return Ok(Status::new(guard, None, Vec::new(), Vec::new()));
+        let gateway = Gateway::new(None, find_gateway(&home, &BTreeSet::new()));
+        return Ok(Status::new(
+            guard,
+            broker,
+            gateway,
+            frozen,
+            Vec::new(),
+            Vec::new(),
+        ));
     }
-    let maps = Maps::from_fds(Maps::open_pins(&config.kernel.pins)?)?;
+    let pinned = Maps::open_pins(&config.kernel.pins)?;
+    let own = |fd: &OwnedFd| fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()));
+    let ids = pinned.iter().filter_map(|fd| map_id(&own(fd).ok()?));
+    let process = find_gateway(&home, &ids.collect());
+    let maps = Maps::from_fds(pinned)?;
     let mut netns = registered_netns(&config.kernel.pins)?;
     netns.sort_unstable();
     let agents = agents(&maps.counters.read()?, |id| places.locate(id));
-    Ok(Status::new(guard, maps.heartbeat.age()?, netns, agents))
+    let gateway = Gateway::new(maps.heartbeat.age()?, process);
+    Ok(Status::new(guard, broker, gateway, frozen, netns, agents))
 }
 
 impl Status {
-    fn new(guard: Guard, heartbeat: Option<Duration>, netns: Vec<u64>, agents: Vec<Agent>) -> Self {
-        let alive = heartbeat.is_some_and(|age| age <= HEARTBEAT_MAX);
-        let age_ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+    fn new(
+        guard: Guard,
+        broker: Broker,
+        gateway: Gateway,
+        frozen: bool,
+        netns: Vec<u64>,
+        agents: Vec<Agent>,
+    ) -> Self {
+        let intercepted = guard.problems.is_empty();
         Self {
-            reachable: guard.problems.is_empty() && alive && !netns.is_empty(),
-            gateway: Gateway {
-                alive,
-                heartbeat_age_ms: heartbeat.map(age_ms),
-            },
+            reachable: intercepted && gateway.alive && !frozen && !netns.is_empty(),
             guard,
+            broker,
+            gateway,
+            frozen,
             netns,
             agents,
         }
     }
+}
+
+impl Broker {
+    /// It answers nobody but the gateway's user, so it is asked as that one.
+    fn ask(config: &Config) -> Self {
+        let problem = ask_broker(config).err();
+        Self {
+            answers: problem.is_none(),
+            problem,
+        }
+    }
+}
+
+fn ask_broker(config: &Config) -> Result<(), String> {
+    let user = privileges::lookup(&config.gateway.user).map_err(|error| error.to_string())?;
+    let own = geteuid();
+    let failed = |errno: Errno| format!("becoming the gateway's user to ask it: {errno}");
+    seteuid(Uid::from_raw(user.uid)).map_err(failed)?;
+    let answer = Client::new(&config.broker.socket).state();
+    seteuid(own).map_err(failed)?;
+    answer.map(drop).map_err(|error| match error {
+        BrokerError::Unreachable { socket, cause } => {
+            format!("nobody answers on {}: {cause}", socket.display())
+        }
+        error => error.to_string(),
+    })
+}
+
+impl Gateway {
+    fn new(heartbeat: Option<Duration>, process: Option<Process>) -> Self {
+        let age_ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            alive: heartbeat.is_some_and(|age| age <= HEARTBEAT_MAX),
+            heartbeat_age_ms: heartbeat.map(age_ms),
+            process,
+        }
+    }
+}
+
+/// The gateway below this cgroup; one that works on the pinned maps before one that does not.
+fn find_gateway(cgroup: &Path, pinned: &BTreeSet<u64>) -> Option<Process> {
+    let processes = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default();
+    let here = processes.lines().filter_map(|pid| {
+        let pid = pid.parse().ok()?;
+        gateway_process(pid, &maps_of(pid), pinned)
+    });
+    let below = cgroup::children(cgroup).filter_map(|child| find_gateway(&child, pinned));
+    here.chain(below).min_by_key(|found| found.other_maps)
+}
+
+fn gateway_process(pid: u32, held: &BTreeSet<u64>, pinned: &BTreeSet<u64>) -> Option<Process> {
+    // The broker is there as well; it opens all of them only for the moment of handing them out.
+    (held.len() >= Maps::NAMES.len()).then(|| Process {
+        pid,
+        other_maps: pinned.is_empty() || !pinned.is_subset(held),
+    })
+}
+
+/// The ids of the BPF maps that a process has open.
+fn maps_of(pid: u32) -> BTreeSet<u64> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+    let files = entries.into_iter().flatten().flatten();
+    files
+        .filter_map(|file| map_id(&fs::read_to_string(file.path()).ok()?))
+        .collect()
+}
+
+fn map_id(fdinfo: &str) -> Option<u64> {
+    let id = fdinfo.lines().find_map(|line| line.strip_prefix("map_id:"));
+    id?.trim().parse().ok()
 }
 
 /// By name, then by path; those without either last.
@@ -295,25 +413,38 @@ fn summary(status: &Status, paint: Paint) -> String {
     for problem in &guard.problems {
         text += &format!("          {}\n", one_line(problem));
     }
+    text += &match &status.broker.problem {
+        None => line("broker", &paint.tone(Tone::Good, "answers"), ""),
+        Some(problem) => line(
+            "broker",
+            &paint.tone(Tone::Bad, "MISSING"),
+            &format!(", {}; start `sluice broker`", one_line(problem)),
+        ),
+    };
     let gateway = &status.gateway;
     let (tone, word) = match gateway.alive {
         true => (Tone::Good, "alive"),
         false => (Tone::Bad, "silent"),
     };
-    let age = match gateway.heartbeat_age_ms {
-        Some(ms) => format!(
-            ", last sign of life {} ago",
-            duration(ms.saturating_mul(1000))
-        ),
-        None => ", it has stopped or was never started".to_owned(),
-    };
+    let age = gateway.heartbeat_age_ms.map_or(String::new(), |ms| {
+        let age = duration(ms.saturating_mul(1000));
+        format!(", last sign of life {age} ago")
+    });
     text += &line("gateway", &paint.tone(tone, word), &age);
-    let (tone, word) = match (status.reachable, guard.problems.is_empty()) {
-        (true, _) => (Tone::Good, "get through to the gateway"),
-        (false, true) => (Tone::Bad, "are refused every connection"),
-        (false, false) => (Tone::Bad, "may reach the network past the gateway"),
+    if !gateway.alive {
+        text += &format!("          {}\n", why_silent(status));
+    }
+    let (tone, word, more) = match (status.reachable, guard.problems.is_empty()) {
+        _ if status.frozen => (
+            Tone::Bad,
+            "FROZEN",
+            ", their processes stand still until `sluice guard load` lets them go on",
+        ),
+        (true, _) => (Tone::Good, "get through to the gateway", ""),
+        (false, true) => (Tone::Bad, "are refused every connection", ""),
+        (false, false) => (Tone::Bad, "may reach the network past the gateway", ""),
     };
-    text += &line("agents", &paint.tone(tone, word), "");
+    text += &line("agents", &paint.tone(tone, word), more);
     let cookies: Vec<String> = status.netns.iter().map(u64::to_string).collect();
     let list = match cookies.is_empty() {
         true => String::new(),
@@ -321,6 +452,20 @@ fn summary(status: &Status, paint: Paint) -> String {
     };
     text += &line("netns", &cookies.len().to_string(), &list);
     text
+}
+
+fn why_silent(status: &Status) -> String {
+    let Some(Process { pid, other_maps }) = status.gateway.process else {
+        return "it has stopped or was never started: start `sluice run`".to_owned();
+    };
+    let why = match (other_maps, status.broker.answers) {
+        (true, _) => {
+            "works on other maps, those of a guard that was unloaded: load the guard if it is not, then restart `sluice run`"
+        }
+        (false, false) => "refuses agents as long as no broker answers",
+        (false, true) => "gives no sign of life: it hangs or was stopped",
+    };
+    format!("process {pid} is there, but {why}")
 }
 
 fn line(what: &str, state: &str, more: &str) -> String {
@@ -522,6 +667,86 @@ mod tests {
         assert_eq!(super::agents(&[(0, nothing())], located), []);
     }
 
+    fn broker(answers: bool) -> Broker {
+        let nobody = || "nobody answers on /run/b: Connection refused".to_owned();
+        Broker {
+            answers,
+            problem: (!answers).then(nobody),
+        }
+    }
+
+    #[test]
+    fn why_nobody_gets_through() {
+        let process = |other_maps| {
+            Some(Process {
+                pid: 42,
+                other_maps,
+            })
+        };
+        for (name, answers, process, frozen, says) in [
+            (
+                "no broker",
+                false,
+                process(false),
+                false,
+                "\nbroker    MISSING, nobody answers on /run/b: Connection refused; start `sluice broker`\n",
+            ),
+            (
+                "silent for it",
+                false,
+                process(false),
+                false,
+                "\ngateway   silent\n          process 42 is there, but refuses agents as long as no broker answers\nagents    are refused every connection\n",
+            ),
+            (
+                "other maps",
+                true,
+                process(true),
+                false,
+                "process 42 is there, but works on other maps, ",
+            ),
+            (
+                "hangs",
+                true,
+                process(false),
+                false,
+                "process 42 is there, but gives no sign of life",
+            ),
+            ("frozen", true, None, true, "\nagents    FROZEN, "),
+        ] {
+            let gateway = Gateway::new(None, process);
+            let agents = Vec::new();
+            let status = Status::new(
+                guard(&[]),
+                broker(answers),
+                gateway,
+                frozen,
+                vec![1],
+                agents,
+            );
+            assert!(!status.reachable, "{name}");
+            let text = text(&status, Paint::PLAIN);
+            assert!(text.contains(says), "{name}: {text}");
+        }
+        let well = Gateway::new(Some(Duration::ZERO), process(false));
+        let frozen = Status::new(guard(&[]), broker(true), well, true, vec![1], Vec::new());
+        assert!(!frozen.reachable);
+    }
+
+    #[test]
+    fn a_gateway_is_known_by_its_maps() {
+        let ids = |from: u64| (from..from + Maps::NAMES.len() as u64).collect::<BTreeSet<u64>>();
+        let other_maps = |held: &BTreeSet<u64>, pinned: &BTreeSet<u64>| {
+            gateway_process(7, held, pinned).map(|process| process.other_maps)
+        };
+        assert_eq!(other_maps(&ids(1), &ids(1)), Some(false));
+        assert_eq!(other_maps(&ids(1), &ids(2)), Some(true));
+        assert_eq!(other_maps(&ids(1), &BTreeSet::new()), Some(true));
+        assert_eq!(other_maps(&BTreeSet::from([1]), &ids(1)), None);
+        assert_eq!(map_id("pos:\t0\nmap_type:\t2\nmap_id:\t381\n"), Some(381));
+        assert_eq!(map_id("pos:\t0\n"), None);
+    }
+
     #[test]
     fn who_gets_through() {
         let ms = Duration::from_millis;
@@ -558,7 +783,7 @@ mod tests {
                 None,
                 vec![1],
                 false,
-                "gateway   silent, it has stopped or was never started\n",
+                "gateway   silent\n          it has stopped or was never started: start `sluice run`\n",
             ),
             (
                 "listens nowhere",
@@ -574,11 +799,12 @@ mod tests {
                 Some(ms(1)),
                 vec![1],
                 false,
-                "guard     NOT INTERCEPTING\n          connect4: not pinned\ngateway   alive, last sign of life 1.0 ms ago\nagents    may reach the network past the gateway\n",
+                "guard     NOT INTERCEPTING\n          connect4: not pinned\nbroker    answers\ngateway   alive, last sign of life 1.0 ms ago\nagents    may reach the network past the gateway\n",
             ),
         ];
         for (name, guard, heartbeat, netns, reachable, says) in rows {
-            let status = Status::new(guard, heartbeat, netns, Vec::new());
+            let gateway = Gateway::new(heartbeat, None);
+            let status = Status::new(guard, broker(true), gateway, false, netns, Vec::new());
             assert_eq!(status.reachable, reachable, "{name}");
             let text = text(&status, Paint::PLAIN);
             assert!(text.contains(says), "{name}: {text}");
@@ -593,12 +819,15 @@ mod tests {
         ];
         let status = Status::new(
             guard(&[]),
-            Some(Duration::from_millis(240)),
+            broker(true),
+            Gateway::new(Some(Duration::from_millis(240)), None),
+            false,
             vec![1, 4097],
             agents(&counted, located),
         );
         let expected = "\
 guard     ok, agents.slice is redirected to port 15001
+broker    answers
 gateway   alive, last sign of life 240.0 ms ago
 agents    get through to the gateway
 netns     2 (cookies 1, 4097)

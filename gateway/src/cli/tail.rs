@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 
 use super::Globals;
 use crate::audit::chain::Record;
@@ -46,13 +46,19 @@ pub(super) fn quiet_when_reader_leaves(result: Result<ExitCode>) -> Result<ExitC
 
 /// Opens the log for reading, or says where it was looked for.
 pub(super) fn open_log(dir: &std::path::Path) -> Result<LogReader> {
-    LogReader::open(dir).with_context(|| {
+    LogReader::open(dir).map_err(|error| {
+        let hint = hint(&error);
         let file = log::file_in(dir);
-        format!(
-            "cannot read the log {} (`sluice run` creates it)",
-            file.display()
-        )
+        anyhow::Error::new(error).context(format!("cannot read the log {}{hint}", file.display()))
     })
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => " (`sluice run` creates it)",
+        io::ErrorKind::PermissionDenied => " (run this as root)",
+        _ => "",
+    }
 }
 
 fn tail(args: &Args, globals: &Globals) -> Result<ExitCode> {
@@ -192,6 +198,14 @@ mod tests {
             set(None, text(), unknown).unwrap(),
             "{\"event\":\"new.kind\"}\\u{1b}"
         );
+    }
+
+    #[test]
+    fn what_to_do_without_a_log() {
+        let hint = |kind: io::ErrorKind| hint(&kind.into());
+        assert_eq!(hint(io::ErrorKind::NotFound), " (`sluice run` creates it)");
+        assert_eq!(hint(io::ErrorKind::PermissionDenied), " (run this as root)");
+        assert_eq!(hint(io::ErrorKind::IsADirectory), "");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use aya::sys::BpfHelper;
 use aya_obj::generated::{bpf_attach_type as attach, bpf_prog_type as prog};
 use serde::Serialize;
 
-use super::version::required_kernel;
+use super::version::{KernelVersion, UNIX_SOCKET_HOOKS, required_kernel};
 
 mod probe;
 
@@ -57,7 +57,19 @@ impl Tier {
     }
 
     /// What agents can do, that the core does not see, where the tier is not complete.
-    pub fn open_without(self) -> &'static [&'static str] {
+    pub fn open_without(self) -> Vec<&'static str> {
+        self.open_on(KernelVersion::running().ok())
+    }
+
+    fn open_on(self, running: Option<KernelVersion>) -> Vec<&'static str> {
+        let mut open = self.open_on_every_kernel().to_vec();
+        if self == Tier::Lsm && running.is_none_or(|running| running < UNIX_SOCKET_HOOKS) {
+            open.push("Unix sockets of others");
+        }
+        open
+    }
+
+    fn open_on_every_kernel(self) -> &'static [&'static str] {
         match self {
             Tier::Core => &["agents are not intercepted"],
             Tier::Launcher => &[
@@ -70,7 +82,6 @@ impl Tier {
                 "user namespaces, and packet sockets in them, unless the launcher's filter refuses them",
                 "tracing other processes of the agent's user and taking over their sockets, unless the launcher put it \
                  into a pid namespace of its own",
-                "Unix sockets of others, on kernels before 6.7",
             ],
         }
     }
@@ -425,6 +436,14 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn unix_sockets_are_open_only_before_the_core_closes_them() {
+        let open = |major, minor| Tier::Lsm.open_on(Some(KernelVersion { major, minor }));
+        assert!(open(6, 6).contains(&"Unix sockets of others"));
+        assert!(!open(6, 7).contains(&"Unix sockets of others"));
+        assert_eq!(open(6, 7).len(), 3);
     }
 
     #[test]

@@ -17,6 +17,7 @@ use serde::Serialize;
 use super::features::{Support, lsm_list};
 use super::hooks::{self, Hook, Place};
 use super::object::Object;
+use super::version::UNIX_SOCKET_HOOKS;
 use super::{KernelVersion, chain, pins};
 
 /// One program of the tier.
@@ -29,6 +30,8 @@ struct Program {
     needs: Option<&'static str>,
     /// What agents can do where it is not loaded; empty where another program says it.
     open: &'static str,
+    /// From this kernel on a program of the core closes it as well.
+    closed_since: Option<KernelVersion>,
 }
 
 impl Program {
@@ -38,12 +41,26 @@ impl Program {
             security,
             needs: None,
             open,
+            closed_since: None,
         }
     }
 
     const fn needs(mut self, security: &'static str) -> Self {
         self.needs = Some(security);
         self
+    }
+
+    const fn closed_since(mut self, kernel: KernelVersion) -> Self {
+        self.closed_since = Some(kernel);
+        self
+    }
+
+    /// What is open without it on this kernel; where the kernel is not known, all that may be.
+    fn open_on(&self, running: Option<KernelVersion>) -> &'static str {
+        match (self.closed_since, running) {
+            (Some(since), Some(running)) if running >= since => "",
+            _ => self.open,
+        }
     }
 }
 
@@ -73,15 +90,17 @@ const PROGRAMS: &[Program] = &[
     Program::new(
         "lsm_unix_stream",
         "unix_stream_connect",
-        "before Linux 6.7 agents can connect to the Unix sockets of others",
+        "agents can connect to the Unix sockets of others",
     )
-    .needs("socket_post_create"),
+    .needs("socket_post_create")
+    .closed_since(UNIX_SOCKET_HOOKS),
     Program::new(
         "lsm_unix_dgram",
         "unix_may_send",
-        "before Linux 6.7 agents can send to the Unix sockets of others",
+        "agents can send to the Unix sockets of others",
     )
-    .needs("socket_post_create"),
+    .needs("socket_post_create")
+    .closed_since(UNIX_SOCKET_HOOKS),
 ];
 
 /// Which programs of the tier protect, and what is open without the others.
@@ -126,6 +145,7 @@ impl fmt::Display for LsmState {
 /// the interception rests on.
 pub fn load(object: &mut Object, agents: &File, agents_id: u64, pins: &Path) -> LsmState {
     let mut state = LsmState::default();
+    let running = KernelVersion::running().ok();
     let types = kernel_types();
     for program in PROGRAMS {
         let put = match (&types, program.needs) {
@@ -141,7 +161,7 @@ pub fn load(object: &mut Object, agents: &File, agents_id: u64, pins: &Path) -> 
             Err(why) => state.missing.push(Missing {
                 hook: program.security,
                 why,
-                open: program.open,
+                open: program.open_on(running),
             }),
         }
     }
@@ -216,6 +236,22 @@ mod tests {
             brief("failed. Verifier output: \nprocessed 0 insns\n"),
             "failed."
         );
+    }
+
+    #[test]
+    fn unix_sockets_are_open_only_before_the_core_closes_them() {
+        let version = |major, minor| Some(KernelVersion { major, minor });
+        for (running, expected) in [
+            (version(6, 6), 2),
+            (version(6, 7), 0),
+            (version(7, 0), 0),
+            (None, 2),
+        ] {
+            let open = PROGRAMS.iter().map(|program| program.open_on(running));
+            let about = open.filter(|open| open.contains("Unix sockets")).count();
+            assert_eq!(about, expected, "{running:?}");
+        }
+        assert!(PROGRAMS[0].open_on(version(7, 0)).contains("vsock"));
     }
 
     #[test]

@@ -19,6 +19,9 @@ pub const OLDEST_KERNEL: KernelVersion = KernelVersion {
     minor: 15,
 };
 
+/// The first with cgroup hooks for Unix sockets: from it on the core closes them.
+pub const UNIX_SOCKET_HOOKS: KernelVersion = KernelVersion { major: 6, minor: 7 };
+
 impl KernelVersion {
     pub fn running() -> Result<Self, InterceptError> {
         let path = Path::new("/proc/sys/kernel/osrelease");
