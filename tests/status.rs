@@ -179,7 +179,7 @@ fn status_counts_what_each_agent_did() {
     let text = gateway.sluice(["status"]).succeeds();
     text.prints("get through to the gateway")
         .prints("report-bot")
-        .prints("datagram");
+        .prints("report-bot   ✗ kernel      datagram");
 
     gateway.kill();
     let silent = eventually_fails(&gateway);
@@ -220,7 +220,7 @@ fn what_the_kernel_denies_is_in_the_log_within_a_second_and_exact() {
     assert_eq!(sample["protocol"], "tcp", "{sample}");
     gateway
         .sluice(["tail"])
-        .prints("datagram")
+        .prints("report-bot   ✗ kernel      datagram")
         .prints("python3 to 192.0.2.1:4242");
 }
 
