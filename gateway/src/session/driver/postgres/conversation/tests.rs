@@ -11,6 +11,7 @@ use crate::protocol::postgres::{Message, ProtocolError, Sender, decode};
 use crate::session::decide::Allowed;
 use crate::session::driver::postgres::catalogue::Catalogue;
 use crate::session::mask::Delivery;
+use crate::sql::strings::Strings;
 
 fn conversation() -> Conversation {
     Conversation::new(Arc::new(Catalogue::default()))
@@ -368,14 +369,22 @@ fn answers_to_nothing_end_the_session() {
 }
 
 #[test]
-fn settings_that_change_how_text_is_read_end_the_session() {
-    for (name, body) in [
-        ("strings", &b"standard_conforming_strings\0off\0"[..]),
-        ("encoding", b"client_encoding\0SJIS\0"),
-    ] {
-        let answers = [message(b'S', body)];
-        assert!(answer(&mut conversation(), &answers).is_err(), "{name}");
-    }
+fn an_encoding_that_can_hide_text_ends_the_session() {
+    let answers = [message(b'S', b"client_encoding\0SJIS\0")];
+    assert!(answer(&mut conversation(), &answers).is_err());
+}
+
+#[test]
+fn strings_that_were_off_once_stay_uncertain() {
+    let reports = |it: &mut Conversation, value: &str| {
+        let body = format!("standard_conforming_strings\0{value}\0");
+        check(it, &[message(b'S', body.as_bytes())], "S", &[]);
+        it.strings()
+    };
+    let mut it = conversation();
+    assert_eq!(reports(&mut it, "on"), Strings::Standard);
+    assert_eq!(reports(&mut it, "off"), Strings::Uncertain);
+    assert_eq!(reports(&mut it, "on"), Strings::Uncertain);
 }
 
 #[test]
