@@ -205,10 +205,25 @@ mod tests {
     }
 
     #[test]
+    fn reads_function_call() {
+        let message = message(
+            b'F',
+            b"\0\0\x03\xbc\0\x01\0\x01\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01",
+        );
+        let Ok(Frontend::FunctionCall(call)) = Frontend::parse(&message) else {
+            panic!("not a function call");
+        };
+        assert_eq!((call.function, call.arguments), (956, 2));
+        let values = message.body().get(call.values..).unwrap_or_default();
+        assert!(values.starts_with(b"\0\0\0\x01a"));
+    }
+
+    #[test]
     fn malformed_messages_are_errors() {
         for (name, tag, body) in [
             ("no NUL", b'Q', &b"select 1"[..]),
             ("text after NUL", b'Q', b"select 1\0select 2\0"),
+            ("a call without its arguments", b'F', b"\0\0\0\x01\0\0\0\x02\0\0"),
             ("sync with a body", b'S', b"x"),
             ("describe of nothing", b'D', b"Xname\0"),
             ("negative count", b'P', b"\0\0\xff\xff"),
