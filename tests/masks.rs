@@ -250,3 +250,21 @@ fn leaks(text: &str) -> Option<&'static str> {
     .into_iter()
     .find(|clear| text.contains(clear))
 }
+
+/// Two strings to the parsers; to a server with other strings, one string and the column.
+#[test]
+fn strings_that_may_be_read_in_two_ways_hide_no_column() {
+    let server = Postgres::start();
+    server.admin(
+        "CREATE FUNCTION public.old_strings() RETURNS text LANGUAGE sql
+         AS $$ SELECT set_config('standard_conforming_strings', 'off', false) $$",
+    );
+    let gateway = Setup::in_front_of(&server).policy("allow-all").start();
+    let hidden = r"SELECT '\', ' || card_number FROM customers --'";
+    let seen = gateway.psql([hidden, "SELECT old_strings()", hidden, "SELECT 'still here'"]);
+    let seen = seen.succeeds().complains("ERROR:");
+    assert_eq!(leaks(&seen.text()), None, "{seen}");
+    assert_eq!(seen.lines().last().map(String::as_str), Some("still here"), "{seen}");
+    let denied = gateway.wait_for(1, "deny");
+    assert_eq!(denied[0].text("rule"), "mask:unknown", "{}", denied[0]);
+}

@@ -89,6 +89,51 @@ fn psql_writes_where_it_may() {
     psql_sees_the_same(&server, &gateway, WRITES);
 }
 
+/// While strings are not standard, a backslash in them escapes.
+#[test]
+fn psql_without_standard_strings() {
+    const SCRIPT: &str = r"
+SET standard_conforming_strings = off;
+SET escape_string_warning = off;
+SELECT 'it\'s', 'a\tb', '\\', 'plain';
+SELECT 'it\'s' AS one\; SELECT 2 AS two;
+SELECT U&'d!0061' UESCAPE '!';
+SET standard_conforming_strings = on;
+SELECT 'a\', 'b';
+";
+    let server = Postgres::asking_for(Authentication::Trust);
+    let gateway = unmasked(&server);
+    psql_sees_the_same(&server, &gateway, SCRIPT);
+    assert_eq!(gateway.events().count("deny"), 0);
+}
+
+/// libpq's large-object functions are function calls outside of SQL.
+#[test]
+fn psql_handles_large_objects() {
+    const SCRIPT: &str = r"
+SELECT lo_from_bytea(424242, 'large');
+\lo_export 424242 /dev/null
+\lo_unlink 424242
+\lo_unlink 424242
+SELECT 1;
+";
+    let server = Postgres::asking_for(Authentication::Trust);
+    let gateway = unmasked(&server);
+    psql_sees_the_same(&server, &gateway, SCRIPT);
+    let events = gateway.events();
+    assert_eq!(events.count("deny"), 0, "{events}");
+    let called = |statement: &str| {
+        let mut intents = events.named("stmt.intent");
+        intents.any(|intent| intent.text("statement") == statement)
+    };
+    assert!(called("SELECT pg_catalog.lo_unlink($1)"), "{events}");
+}
+
+fn unmasked(server: &Postgres) -> Gateway {
+    let setup = Setup::in_front_of(server).policy("allow-all");
+    setup.as_superuser_of_any_database().start()
+}
+
 #[track_caller]
 fn psql_sees_the_same(server: &Postgres, gateway: &Gateway, script: &str) {
     let words = psql_words(&gateway.address("127.0.0.1"), []);

@@ -57,3 +57,10 @@ with socket.create_connection((HOST, PORT), timeout=20) as session:
             print("not cancelled")
         if kind == b"Z":
             break
+    session.sendall(message(b"Q", b"SELECT pg_backend_pid()\0"))
+    while True:
+        kind, body = read(session)
+        if kind == b"D" and int(body[6:]) == process:
+            print("the backend's own process id")
+        if kind == b"Z":
+            break

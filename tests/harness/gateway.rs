@@ -46,6 +46,9 @@ const HOSTS: &str = "etc/hosts";
 /// What a test may choose before the gateway starts.
 pub struct Setup {
     database: u16,
+    /// The one database that is open to agents, if it is only one, and the role that they get.
+    only: Option<&'static str>,
+    role: &'static str,
     policy: &'static str,
     masks: Vec<(String, String)>,
     tls: String,
@@ -97,6 +100,8 @@ impl Setup {
     pub fn in_front_of_port(port: u16) -> Setup {
         Setup {
             database: port,
+            only: Some(postgres::DATABASE),
+            role: postgres::USER,
             policy: "read-only",
             masks: vec![mask("public.customers.card_number", "keep_last(4)")],
             tls: r#"{ mode = "disable" }"#.to_owned(),
@@ -127,6 +132,14 @@ impl Setup {
     /// Uses another of the profiles in /policies.
     pub fn policy(mut self, name: &'static str) -> Self {
         self.policy = name;
+        self
+    }
+
+    /// Everything the server has: as its superuser, in every database, nothing masked.
+    pub fn as_superuser_of_any_database(mut self) -> Self {
+        self.only = None;
+        self.role = "postgres";
+        self.masks.clear();
         self
     }
 
@@ -265,8 +278,7 @@ subject = "{SUBJECT}"
 [targets.shop]
 protocol = "postgres"
 addresses = ["127.0.0.1:{database}", "[::1]:{database}"]
-database = "{shop}"
-tls = {tls}
+{only}tls = {tls}
 credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" }}
 {masks}{more}"#,
             more = self.more,
@@ -276,8 +288,11 @@ credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" 
             algorithms = self.algorithms,
             database = self.database,
             tls = self.tls,
-            shop = postgres::DATABASE,
-            user = postgres::USER,
+            only = self
+                .only
+                .map(|only| format!("database = \"{only}\"\n"))
+                .unwrap_or_default(),
+            user = self.role,
         );
         gateway.write("etc/sluice/sluice.toml", &config);
         if let Some(hosts) = &self.hosts {

@@ -131,7 +131,13 @@ pub fn run(command: Command) -> Ended {
 
 /// Runs a program to its end with `input` on its standard input.
 #[track_caller]
-pub fn run_with_input(mut command: Command, input: &[u8]) -> Ended {
+pub fn run_with_input(command: Command, input: &[u8]) -> Ended {
+    run_within(DEADLINE, command, input)
+}
+
+/// The same with a deadline of its own.
+#[track_caller]
+pub fn run_within(deadline: Duration, mut command: Command, input: &[u8]) -> Ended {
     let shown = shown(&command);
     let started = Instant::now();
     let mut child = command
@@ -146,7 +152,7 @@ pub fn run_with_input(mut command: Command, input: &[u8]) -> Ended {
     // A program may end without having read its input; that is its right.
     let _ = stdin.write_all(input);
     drop(stdin);
-    let status = wait(&mut child, &shown);
+    let status = wait(&mut child, &shown, deadline);
     Ended {
         command: shown,
         status,
@@ -167,16 +173,16 @@ pub fn drain(mut pipe: impl Read + Send + 'static) -> thread::JoinHandle<Vec<u8>
     })
 }
 
-fn wait(child: &mut Child, shown: &str) -> ExitStatus {
+fn wait(child: &mut Child, shown: &str, deadline: Duration) -> ExitStatus {
     let started = Instant::now();
     loop {
         if let Some(status) = child.try_wait().expect("a child can be waited for") {
             return status;
         }
-        if started.elapsed() > DEADLINE {
+        if started.elapsed() > deadline {
             let _ = child.kill();
             let _ = child.wait();
-            panic!("`{shown}` had not ended after {DEADLINE:?} and was killed");
+            panic!("`{shown}` had not ended after {deadline:?} and was killed");
         }
         thread::sleep(Duration::from_millis(10));
     }

@@ -15,7 +15,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{build, build_ebpf, toolchain};
-use archive::{Archive, DEBIAN, UBUNTU};
+use crate::apt::{Archive, DEBIAN, UBUNTU};
 use machine::Step;
 
 const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "binutils"];

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+mod apt;
 mod build;
 mod build_ebpf;
 mod ci;
@@ -18,7 +19,8 @@ usage: cargo xtask TASK
   build        build the kernel programs and the sluice binary
   build-ebpf   build the kernel programs alone
   demo         install what is missing, build, and show the whole path [--keep, --end]
-  test         every test, privileged ones included (root) [bypass: the attacks alone, as a table]
+  test         every test, privileged ones included (root) [bypass: the attacks alone, as a table;
+               pg-suites: PostgreSQL's own suites, through the gateway and directly]
   lint         formatting and clippy, host and kernel code
   kernels      load the kernel programs into other kernels, in QEMU [VERSION…]
   ci           what the gate runs [--fuzz: each fuzz target for 60 s]

@@ -14,12 +14,19 @@ const TESTS: &[&str] = &["postgresql", "python3-venv", "openssl", "iproute2"];
 /// libFuzzer is C++.
 const FUZZING: &[&str] = &["g++"];
 
+/// PostgreSQL's own suites: an extension and a client in C, out of a source archive.
+const PG_SUITES: &[&str] = &["gcc", "libc6-dev", "bzip2"];
+
 pub fn for_demo() -> Result<()> {
     toolchain::apt_install(DEMO)
 }
 
 pub fn for_tests() -> Result<()> {
     toolchain::apt_install(TESTS)
+}
+
+pub fn for_pg_suites() -> Result<()> {
+    toolchain::apt_install(PG_SUITES)
 }
 
 pub fn for_fuzzing() -> Result<()> {

@@ -1,7 +1,8 @@
 //! `cargo xtask test`: every test there is, the privileged ones for real.
 //!
 //! Arguments go to the test runner: `cargo xtask test masks` runs the tests whose name contains "masks".
-//! `cargo xtask test bypass` runs the attacks on the interception and prints what became of each.
+//! `cargo xtask test bypass` runs the attacks on the interception and prints what became of each;
+//! `cargo xtask test pg-suites` runs PostgreSQL's own suites and prints what differs through the gateway.
 
 use std::process::{Command, Stdio};
 
@@ -10,15 +11,16 @@ use anyhow::{Result, ensure};
 use crate::{build, build_ebpf, packages, toolchain};
 
 mod bypass;
+mod pg_suites;
 
 pub fn run(arguments: &[String]) -> Result<()> {
     packages::require_root("test")?;
     packages::for_tests()?;
     build::run(&[])?;
-    if let [only] = arguments
-        && only == "bypass"
-    {
-        return bypass::run();
+    match arguments {
+        [only] if only == "bypass" => return bypass::run(),
+        [only] if only == "pg-suites" => return pg_suites::run(),
+        _ => {}
     }
     let mut runner = toolchain::cargo();
     if has_nextest() {

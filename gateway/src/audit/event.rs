@@ -153,6 +153,8 @@ pub struct Who {
 pub enum StatementProtocol {
     Simple,
     Extended,
+    /// A function call outside of SQL.
+    Call,
 }
 
 /// What the policy said to a statement that went upstream.

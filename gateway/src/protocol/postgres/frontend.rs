@@ -28,7 +28,7 @@ pub enum Frontend<'a> {
     Close(Object<'a>),
     Flush,
     Sync,
-    FunctionCall,
+    FunctionCall(Call),
     CopyData,
     CopyDone,
     CopyFail,
@@ -48,6 +48,15 @@ pub struct Bind<'a> {
     pub values: std::ops::Range<usize>,
 }
 
+/// A function called outside of SQL, by its OID.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Call {
+    pub function: u32,
+    pub arguments: usize,
+    /// Where the argument values begin in the message body.
+    pub values: usize,
+}
+
 impl<'a> Frontend<'a> {
     /// Reads one message from a client.
     ///
@@ -65,7 +74,7 @@ impl<'a> Frontend<'a> {
             b'E' => execute(&mut cursor),
             b'H' => Ok(Frontend::Flush),
             b'S' => Ok(Frontend::Sync),
-            b'F' => return Ok(Frontend::FunctionCall),
+            b'F' => function_call(&mut cursor, body.len()),
             b'd' => return Ok(Frontend::CopyData),
             b'c' => Ok(Frontend::CopyDone),
             b'f' => cursor.cstr("reason").map(|_| Frontend::CopyFail),
@@ -125,6 +134,23 @@ fn bind<'a>(message: &Message, body: &'a [u8]) -> Result<Bind<'a>, ProtocolError
     read().map_err(|source| message.malformed(source))
 }
 
+fn function_call<'a>(cursor: &mut Cursor<'a>, length: usize) -> Result<Frontend<'a>, Malformed> {
+    let function = cursor.u32("function")?;
+    let formats = cursor.count("number of argument formats")?;
+    cursor.take(formats.saturating_mul(2), "argument formats")?;
+    let arguments = cursor.count("number of arguments")?;
+    let values = length - cursor.rest().len();
+    for _ in 0..arguments {
+        cursor.value("argument")?;
+    }
+    cursor.i16("result format")?;
+    Ok(Frontend::FunctionCall(Call {
+        function,
+        arguments,
+        values,
+    }))
+}
+
 fn object<'a>(cursor: &mut Cursor<'a>) -> Result<Object<'a>, Malformed> {
     let kind = cursor.u8("kind of object")?;
     let name = cursor.cstr("name")?;
@@ -179,10 +205,25 @@ mod tests {
     }
 
     #[test]
+    fn reads_function_call() {
+        let message = message(
+            b'F',
+            b"\0\0\x03\xbc\0\x01\0\x01\0\x02\0\0\0\x01a\xff\xff\xff\xff\0\x01",
+        );
+        let Ok(Frontend::FunctionCall(call)) = Frontend::parse(&message) else {
+            panic!("not a function call");
+        };
+        assert_eq!((call.function, call.arguments), (956, 2));
+        let values = message.body().get(call.values..).unwrap_or_default();
+        assert!(values.starts_with(b"\0\0\0\x01a"));
+    }
+
+    #[test]
     fn malformed_messages_are_errors() {
         for (name, tag, body) in [
             ("no NUL", b'Q', &b"select 1"[..]),
             ("text after NUL", b'Q', b"select 1\0select 2\0"),
+            ("a call without its arguments", b'F', b"\0\0\0\x01\0\0\0\x02\0\0"),
             ("sync with a body", b'S', b"x"),
             ("describe of nothing", b'D', b"Xname\0"),
             ("negative count", b'P', b"\0\0\xff\xff"),

@@ -7,6 +7,7 @@ use tokio::sync::oneshot;
 use crate::config::Target;
 use crate::policy::masking::MaskRule;
 use crate::session::watch;
+use crate::sql::strings::{self, Strings};
 use crate::sql::{self, Facts, Table};
 
 /// What the parsers made of a text, and what evidence shows of it.
@@ -28,6 +29,7 @@ impl Analysed {
 
 struct Job {
     text: String,
+    strings: Strings,
     target: Arc<Target>,
     reply: oneshot::Sender<Analysed>,
 }
@@ -57,10 +59,16 @@ impl Analyst {
         Ok(Arc::new(Self { queue }))
     }
 
-    pub(super) async fn analyse(&self, text: &str, target: &Arc<Target>) -> Option<Analysed> {
+    pub(super) async fn analyse(
+        &self,
+        text: &str,
+        strings: Strings,
+        target: &Arc<Target>,
+    ) -> Option<Analysed> {
         let (reply, answer) = oneshot::channel();
         let job = Job {
             text: text.to_owned(),
+            strings,
             target: Arc::clone(target),
             reply,
         };
@@ -80,6 +88,7 @@ fn work(jobs: &Mutex<mpsc::Receiver<Job>>) {
         };
         let Ok(Job {
             text,
+            strings,
             target,
             reply,
         }) = job
@@ -91,7 +100,7 @@ fn work(jobs: &Mutex<mpsc::Receiver<Job>>) {
             continue;
         }
         // A parser that panics denies this statement (no reply) and the thread goes on.
-        let analysed = std::panic::catch_unwind(|| analyse(&text, &target.masks));
+        let analysed = std::panic::catch_unwind(|| analyse(&text, strings, &target.masks));
         if let Ok(analysed) = analysed {
             // The asker may have left: nothing was permitted then.
             let _ = reply.send(analysed);
@@ -99,7 +108,15 @@ fn work(jobs: &Mutex<mpsc::Receiver<Job>>) {
     }
 }
 
-fn analyse(text: &str, masks: &[MaskRule]) -> Analysed {
+fn analyse(text: &str, strings: Strings, masks: &[MaskRule]) -> Analysed {
+    if !strings.are_clear_in(text) {
+        let evidence = strings::evidence_of_unclear(text, masks);
+        return Analysed {
+            facts: strings::facts_of_unclear(text, masks),
+            shown: vec![evidence.clone()],
+            evidence,
+        };
+    }
     let facts = sql::analyse(text, masks);
     let evidence = sql::evidence_text(text, &facts, masks);
     let shown = facts

@@ -8,6 +8,7 @@ use super::analyst::Analysed;
 use super::{Allowed, AllowedStatement, Analyst, Denied, Ruling};
 use crate::config::Target;
 use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict, evaluate};
+use crate::sql::strings::Strings;
 use crate::sql::{self, Facts, MaskUse, Statement, Table};
 
 /// What a target's schema makes of a statement's names. A text alone does not tell.
@@ -59,7 +60,7 @@ impl Judge {
     ///
     /// # Errors
     /// A text that cannot be read is denied.
-    pub async fn read(&self, text: &[u8]) -> Result<Analysed, Box<Denied>> {
+    pub async fn read(&self, text: &[u8], strings: Strings) -> Result<Analysed, Box<Denied>> {
         let Ok(text) = std::str::from_utf8(text) else {
             return Err(denied_text(
                 &String::from_utf8_lossy(text),
@@ -68,7 +69,7 @@ impl Judge {
                 "Send statements as UTF-8 (client_encoding UTF8).",
             ));
         };
-        let analysed = self.analyst.analyse(text, &self.target).await;
+        let analysed = self.analyst.analyse(text, strings, &self.target).await;
         analysed.ok_or_else(|| {
             denied_text(
                 "",

@@ -183,6 +183,15 @@ impl Allowed {
         &self.statements
     }
 
+    /// Whether a statement in it could not be read.
+    pub fn is_unknown(&self) -> bool {
+        let mut verbs = self
+            .statements
+            .iter()
+            .flat_map(|statement| &statement.verbs);
+        verbs.any(|verb| verb == sql::Verb::Unknown.action())
+    }
+
     /// The text for recording and log, when it differs from what was sent.
     pub fn evidence(&self) -> Option<&str> {
         self.evidence.as_deref()

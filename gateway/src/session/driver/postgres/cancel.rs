@@ -105,14 +105,15 @@ impl CancelKeys {
             .unwrap_or(false)
     }
 
-    /// A fresh random process id and secret for `backend`.
+    /// The backend's own process id, which clients compare with `pg_backend_pid()` and with the sender of a
+    /// notification, and a fresh random secret. Backends of several targets may have the same process id.
     pub fn issue(self: &Arc<Self>, backend: Backend) -> Issued {
         let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let pid = backend.pid;
         loop {
-            let [a, b, c, d, e, f, _, _, g, h, ..] = *uuid::Uuid::new_v4().as_bytes();
-            // A process id is shown as a positive number.
-            let pid = u32::from_be_bytes([a & 0x7f, b, c, d]);
-            let secret = [e, f & 0x0f | g << 4, g, h];
+            // The other bytes of a version 4 UUID are not all random.
+            let [a, b, c, d, ..] = *uuid::Uuid::new_v4().as_bytes();
+            let secret = [a, b, c, d];
             if let std::collections::hash_map::Entry::Vacant(free) = open.entry((pid, secret)) {
                 free.insert(backend);
                 return Issued {

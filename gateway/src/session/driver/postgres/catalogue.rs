@@ -162,6 +162,19 @@ impl Catalogues {
         self.current().await
     }
 
+    /// The name of a function, quoted and with its schema; `None` if there is none, or only in a transaction
+    /// that is still open.
+    pub async fn function(&self, oid: u32) -> Result<Option<String>, CatalogueError> {
+        let question = format!(
+            "SELECT pg_catalog.format('%I.%I', n.nspname, p.proname)
+             FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
+             WHERE p.oid = {oid}::pg_catalog.oid"
+        );
+        let mut state = self.state.lock().await;
+        let rows = self.ask(&mut state, &question).await?;
+        Ok(rows.into_iter().flatten().flatten().next())
+    }
+
     async fn ask(
         &self,
         state: &mut State,

@@ -26,6 +26,7 @@ use crate::session::decide::{Derived, Judge, Ruling};
 use crate::session::identify::Identified;
 use crate::session::record::{EvidenceError, Recorder, denial_event};
 use crate::session::watch;
+use crate::sql::strings::Strings;
 use crate::store::recordings::{self, RecordingWriter};
 
 /// Where the session looks up names that have no schema, in order; pg_catalog is left out.
@@ -249,7 +250,7 @@ impl Opening {
         for (name, value) in &parameters.settings {
             let quoted = value.replace('\'', "''");
             let text = format!("SET {name} TO '{quoted}'");
-            let ruling = match judge.read(text.as_bytes()).await {
+            let ruling = match judge.read(text.as_bytes(), Strings::Standard).await {
                 Ok(analysed) => judge.rule(text.as_bytes(), analysed, &Derived::default()),
                 Err(denied) => Ruling::Denied(denied),
             };

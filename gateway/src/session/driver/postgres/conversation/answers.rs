@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::Conversation;
-use super::pending::{Pending, Removed};
+use super::pending::{Operation, Pending, Removed, Results};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
@@ -31,7 +31,7 @@ impl Conversation {
         match message.tag() {
             b'A' => delivery.unchanged(message),
             b'S' => {
-                watched_parameter(message)?;
+                self.parameter(message)?;
                 delivery.unchanged(message);
             }
             b'N' => self.error_text(message, delivery)?,
@@ -51,6 +51,7 @@ impl Conversation {
             b'C' => self.complete(message, delivery, done, StatementOutcome::Ok)?,
             b'I' => self.complete(message, delivery, done, StatementOutcome::Ok)?,
             b's' => self.complete(message, delivery, done, StatementOutcome::Suspended)?,
+            b'V' => self.function_result(message, delivery, done)?,
             b'n' => self.no_data(message, delivery)?,
             b'1' | b'2' | b'3' => self.acknowledged(message, delivery)?,
             b't' => match self.pending.front() {
@@ -65,6 +66,21 @@ impl Conversation {
                 _ => return Err(out_of_step(message)),
             },
             _ => return Err(out_of_step(message)),
+        }
+        Ok(())
+    }
+
+    /// Settings that change how a statement's text is read.
+    fn parameter(&mut self, message: &Message) -> Result<(), ProtocolError> {
+        let (name, value) = backend::parameter_status(message)?;
+        match name {
+            b"standard_conforming_strings" if value != b"on" => self.strings_are_uncertain(),
+            b"client_encoding" if !super::super::parameters::encoding_is_safe(value) => {
+                return Err(ProtocolError::Refused(
+                    "client_encoding must be UTF8 or another ASCII-safe encoding",
+                ));
+            }
+            _ => {}
         }
         Ok(())
     }
@@ -213,11 +229,19 @@ impl Conversation {
         };
         match self.pending.front_mut() {
             // A text without statements has no operation, and is answered by `I`.
-            Some(Pending::Query { operations, .. }) => {
-                if let Some(operation) = operations.pop_front() {
-                    done.push(operation.done(outcome, None, tag));
+            Some(Pending::Query {
+                operations,
+                results,
+                ..
+            }) => match (operations.make_contiguous(), results) {
+                (_, Results::Value) => return Err(out_of_step(message)),
+                ([last], Results::Uncounted) => last.tag = tag.or(last.tag.take()),
+                _ => {
+                    if let Some(operation) = operations.pop_front() {
+                        done.push(operation.done(outcome, None, tag));
+                    }
                 }
-            }
+            },
             Some(Pending::Execute {
                 operation, rows, ..
             }) => {
@@ -229,6 +253,28 @@ impl Conversation {
             }
             _ => return Err(out_of_step(message)),
         }
+        delivery.unchanged(message);
+        Ok(())
+    }
+
+    /// The value of a function call. Those of targets with masks are refused: a value has no origin.
+    fn function_result(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+        done: &mut Vec<Outcome>,
+    ) -> Result<(), ProtocolError> {
+        let operation = match self.pending.front_mut() {
+            Some(Pending::Query {
+                operations,
+                results: Results::Value,
+                ..
+            }) => operations.pop_front(),
+            _ => None,
+        };
+        let mut operation = operation.ok_or_else(|| out_of_step(message))?;
+        operation.bytes = u64::try_from(message.body().len()).unwrap_or(u64::MAX);
+        done.push(operation.done(StatementOutcome::Ok, None, None));
         delivery.unchanged(message);
         Ok(())
     }
@@ -353,11 +399,7 @@ impl Conversation {
         }
         match self.pending.pop_front() {
             Some(Pending::Query { operations, .. }) => {
-                done.extend(
-                    operations
-                        .into_iter()
-                        .map(|it| it.done(StatementOutcome::Skipped, None, None)),
-                );
+                done.extend(operations.into_iter().map(Operation::over));
                 Ok(())
             }
             Some(Pending::Sync) => {
@@ -460,20 +502,6 @@ fn refusal(denial: &Denial) -> ErrorText<'_> {
         message: &denial.message,
         detail: Some(&denial.detail),
         hint: Some(&denial.hint),
-    }
-}
-
-/// Settings that change how a statement's text is read: analysis assumes these values.
-fn watched_parameter(message: &Message) -> Result<(), ProtocolError> {
-    let (name, value) = backend::parameter_status(message)?;
-    match name {
-        b"standard_conforming_strings" if value != b"on" => Err(ProtocolError::Refused(
-            "standard_conforming_strings must stay on",
-        )),
-        b"client_encoding" if !super::super::parameters::encoding_is_safe(value) => Err(
-            ProtocolError::Refused("client_encoding must be UTF8 or another ASCII-safe encoding"),
-        ),
-        _ => Ok(()),
     }
 }
 

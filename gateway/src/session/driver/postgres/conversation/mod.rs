@@ -14,6 +14,7 @@ use self::pending::{Name, Pending};
 use super::catalogue::Catalogue;
 use crate::session::decide::Allowed;
 use crate::session::mask::Plan;
+use crate::sql::strings::Strings;
 
 mod answers;
 mod pending;
@@ -82,6 +83,7 @@ pub struct Conversation {
     plan: Arc<Plan>,
     catalogue: Arc<Catalogue>,
     next_stmt: u64,
+    strings: Strings,
 }
 
 impl Conversation {
@@ -98,6 +100,7 @@ impl Conversation {
             plan: Arc::default(),
             catalogue,
             next_stmt: 1,
+            strings: Strings::Standard,
         }
     }
 
@@ -107,6 +110,17 @@ impl Conversation {
 
     pub fn update_catalogue(&mut self, catalogue: Arc<Catalogue>) {
         self.catalogue = catalogue;
+    }
+
+    /// How the server reads the strings in the next text.
+    pub fn strings(&self) -> Strings {
+        self.strings
+    }
+
+    /// From here on, for good: ROLLBACK, RESET and the end of a function change the setting too, and what
+    /// is pipelined is read before the server reports it.
+    pub fn strings_are_uncertain(&mut self) {
+        self.strings = Strings::Uncertain;
     }
 
     /// Whether the next message has to wait for answers. A server that skips gives none.

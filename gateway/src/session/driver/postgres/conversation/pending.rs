@@ -17,9 +17,10 @@ pub(super) type Name = Vec<u8>;
 /// One answer that is still to come.
 #[derive(Debug)]
 pub(super) enum Pending {
-    /// A simple query: one operation per statement, the front one is running.
+    /// A simple query: one operation per statement, the front one is running. A function call, too.
     Query {
         operations: VecDeque<Operation>,
+        results: Results,
         sensitive: bool,
     },
     Parse {
@@ -61,6 +62,17 @@ pub(super) enum Pending {
     CopyEnd,
 }
 
+/// What answers a simple query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Results {
+    /// As many as there are operations.
+    Counted,
+    /// The last operation stands for a text that could not be read, and perhaps for several statements.
+    Uncounted,
+    /// A FunctionCallResponse.
+    Value,
+}
+
 /// What a Close took away.
 #[derive(Debug)]
 pub(super) enum Removed {
@@ -76,6 +88,8 @@ pub(super) struct Operation {
     pub(super) rows: u64,
     pub(super) bytes: u64,
     pub(super) masked: u64,
+    /// The command tag of what has ended of it, where more may follow.
+    pub(super) tag: Option<String>,
 }
 
 impl Operation {
@@ -86,6 +100,15 @@ impl Operation {
             rows: 0,
             bytes: 0,
             masked: 0,
+            tag: None,
+        }
+    }
+
+    /// At the end of its message: done if any of it has ended, and else never begun.
+    pub(super) fn over(mut self) -> Outcome {
+        match self.tag.take() {
+            Some(tag) => self.done(StatementOutcome::Ok, None, Some(tag)),
+            None => self.done(StatementOutcome::Skipped, None, None),
         }
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
-use super::pending::{Name, Operation, Pending, Removed};
+use super::pending::{Name, Operation, Pending, Removed, Results};
 use super::{Conversation, Execution, Portal, Rows};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
@@ -26,6 +26,19 @@ impl Conversation {
     /// A simple query that may run; returns the number of its first statement, and the outcomes of its
     /// statements when they are known already.
     pub fn query(&mut self, allowed: &Allowed) -> (u64, Vec<Outcome>) {
+        let results = match allowed.is_unknown() {
+            true => Results::Uncounted,
+            false => Results::Counted,
+        };
+        self.query_answered_by(results, allowed)
+    }
+
+    /// A function call that may run; the same.
+    pub fn call(&mut self, allowed: &Allowed) -> (u64, Vec<Outcome>) {
+        self.query_answered_by(Results::Value, allowed)
+    }
+
+    fn query_answered_by(&mut self, results: Results, allowed: &Allowed) -> (u64, Vec<Outcome>) {
         let first = self.next_stmt;
         let operations = allowed
             .statements()
@@ -35,6 +48,7 @@ impl Conversation {
         self.names_move(allowed);
         let skipped = self.queue(Pending::Query {
             operations,
+            results,
             sensitive: allowed.sensitive(),
         });
         (first, skipped)

@@ -11,6 +11,7 @@ use crate::protocol::postgres::{Message, ProtocolError, Sender, decode};
 use crate::session::decide::Allowed;
 use crate::session::driver::postgres::catalogue::Catalogue;
 use crate::session::mask::Delivery;
+use crate::sql::strings::Strings;
 
 fn conversation() -> Conversation {
     Conversation::new(Arc::new(Catalogue::default()))
@@ -368,14 +369,51 @@ fn answers_to_nothing_end_the_session() {
 }
 
 #[test]
-fn settings_that_change_how_text_is_read_end_the_session() {
-    for (name, body) in [
-        ("strings", &b"standard_conforming_strings\0off\0"[..]),
-        ("encoding", b"client_encoding\0SJIS\0"),
-    ] {
-        let answers = [message(b'S', body)];
-        assert!(answer(&mut conversation(), &answers).is_err(), "{name}");
-    }
+fn a_text_that_could_not_be_read_may_be_several_statements() {
+    let row = || message(b'D', b"\0\0");
+    let mut it = conversation();
+    it.query(&sql("sql:unknown"));
+    let answers = [row(), complete(), row(), row(), complete(), ready(b'I')];
+    check(&mut it, &answers, "DCDDCZ", &[(1, Done)]);
+    it.query(&sql("sql:unknown"));
+    check(&mut it, &[complete(), error("22012"), ready(b'I')], "CEZ", &[(2, Error)]);
+    it.query(&sql("sql:unknown"));
+    check(&mut it, &[error("42601"), ready(b'I')], "EZ", &[(3, Error)]);
+    assert_eq!(it.in_flight(), 0);
+}
+
+#[test]
+fn a_function_call_is_answered_by_one_value() {
+    let value = || message(b'V', b"\xff\xff\xff\xff");
+    let mut it = conversation();
+    it.call(&allowed(1));
+    check(&mut it, &[value(), ready(b'I')], "VZ", &[(1, Done)]);
+    it.call(&allowed(1));
+    check(&mut it, &[error("42501"), ready(b'I')], "EZ", &[(2, Error)]);
+    it.query(&allowed(1));
+    assert!(answer(&mut it, &[value()]).is_err(), "to a query");
+    let mut it = conversation();
+    it.call(&allowed(1));
+    assert!(answer(&mut it, &[complete()]).is_err(), "a command's end");
+}
+
+#[test]
+fn an_encoding_that_can_hide_text_ends_the_session() {
+    let answers = [message(b'S', b"client_encoding\0SJIS\0")];
+    assert!(answer(&mut conversation(), &answers).is_err());
+}
+
+#[test]
+fn strings_that_were_off_once_stay_uncertain() {
+    let reports = |it: &mut Conversation, value: &str| {
+        let body = format!("standard_conforming_strings\0{value}\0");
+        check(it, &[message(b'S', body.as_bytes())], "S", &[]);
+        it.strings()
+    };
+    let mut it = conversation();
+    assert_eq!(reports(&mut it, "on"), Strings::Standard);
+    assert_eq!(reports(&mut it, "off"), Strings::Uncertain);
+    assert_eq!(reports(&mut it, "on"), Strings::Uncertain);
 }
 
 #[test]

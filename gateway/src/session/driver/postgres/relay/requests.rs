@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::{READ, RelayError, Session};
 use crate::audit::event::StatementProtocol;
 use crate::policy::Denial;
-use crate::protocol::postgres::frontend::{Bind, Frontend};
+use crate::protocol::postgres::frontend::{Bind, Call, Frontend};
 use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
 use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
@@ -114,7 +114,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 conversation().copy_end();
                 self.control(message, Shown::AsSent)?;
             }
-            Frontend::FunctionCall => self.call(message)?,
+            Frontend::FunctionCall(call) => self.call(message, call).await?,
             Frontend::Terminate => {
                 self.control(message, Shown::AsSent)?;
                 return Ok(Next::End);
@@ -212,8 +212,8 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             return self.control(message, Shown::AsSent);
         }
         let shown = match sensitive {
-            true => without_values(message, bind, |_| true),
-            false => without_values(message, bind, holds_card),
+            true => without_values(message, bind.values.start, bind.parameters, |_| true),
+            false => without_values(message, bind.values.start, bind.parameters, holds_card),
         };
         self.control(message, Shown::Instead(&shown))
     }
@@ -276,24 +276,47 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         self.control(message, Shown::Instead(&shown))
     }
 
-    fn call(&mut self, message: &Message) -> Result<(), RelayError> {
-        let denied = Denied {
-            denial: Denial {
-                rule: "sql:function-call".to_owned(),
-                message: "function calls outside of SQL are not allowed".to_owned(),
-                detail: "Rule sql:function-call: a FunctionCall message names no statement that could be decided."
-                    .to_owned(),
-                hint: "Call the function in a SELECT instead.".to_owned(),
-            },
-            statement: "FunctionCall".to_owned(),
-            evidence: String::new(),
-        };
-        self.deny(&denied, true)?;
-        let mut shown = BytesMut::new();
-        let note = format!("[{} bytes withheld]", message.body().len());
-        encode::withheld(&mut shown, b'F', &note);
-        self.batch.and(Permit::refused_call(&shown));
+    /// A function call is decided as the SELECT that it amounts to.
+    async fn call(&mut self, message: &Message, call: Call) -> Result<(), RelayError> {
+        match self.rule_call(call).await? {
+            Ruling::Allowed(allowed) => {
+                let (first, skipped) = self.session.conversation().call(&allowed);
+                self.session.recorder.intents(
+                    &allowed,
+                    first,
+                    StatementProtocol::Call,
+                    Some(call.arguments),
+                )?;
+                self.results(&skipped)?;
+                let shown = without_values(message, call.values, call.arguments, holds_card);
+                self.batch
+                    .and(Permit::allowed(&allowed, message, Shown::Instead(&shown)));
+            }
+            Ruling::Denied(denied) => {
+                self.deny(&denied, true)?;
+                let mut shown = BytesMut::new();
+                let note = format!("[{} bytes withheld]", message.body().len());
+                encode::withheld(&mut shown, b'F', &note);
+                self.batch.and(Permit::refused_call(&shown));
+            }
+        }
         Ok(())
+    }
+
+    async fn rule_call(&mut self, call: Call) -> Result<Ruling, RelayError> {
+        if self.catalogue().await?.masks_anything() {
+            return Ok(Ruling::Denied(Box::new(undecided_call(
+                "the value it returns cannot be masked",
+            ))));
+        }
+        let Some(name) = self.catalogues.function(call.function).await? else {
+            return Ok(Ruling::Denied(Box::new(undecided_call(
+                "the target has no function of that number",
+            ))));
+        };
+        let arguments: Vec<String> = (1..=call.arguments).map(|n| format!("${n}")).collect();
+        let text = format!("SELECT {name}({})", arguments.join(", "));
+        self.rule(text.as_bytes()).await
     }
 
     /// The catalogue as it is now: a prepared statement is read anew by the server when its tables
@@ -310,7 +333,8 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     async fn rule(&mut self, text: &[u8]) -> Result<Ruling, RelayError> {
-        let analysed = match self.judge.read(text).await {
+        let strings = self.session.conversation().strings();
+        let analysed = match self.judge.read(text, strings).await {
             Ok(analysed) => analysed,
             Err(denied) => return Ok(Ruling::Denied(denied)),
         };
@@ -324,6 +348,11 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         let ruling = self.judge.rule(text, analysed, catalogue.derived());
         if let Ruling::Allowed(allowed) = &ruling {
             self.schema_moves |= changes_schema(allowed);
+            // SET standard_conforming_strings is unknown too: what follows it is read before the server
+            // reports the change.
+            if allowed.is_unknown() {
+                self.session.conversation().strings_are_uncertain();
+            }
         }
         Ok(ruling)
     }
@@ -401,15 +430,17 @@ fn changes_schema(allowed: &Allowed) -> bool {
     verbs.any(|verb| !LEAVES_SCHEMA.contains(&verb.as_str()))
 }
 
-/// A Bind whose secret values are blanked, length by length.
+/// A Bind or FunctionCall whose secret values are blanked, length by length. `start` is where they begin in
+/// its body.
 fn without_values(
     message: &Message,
-    bind: &Bind<'_>,
+    start: usize,
+    count: usize,
     is_secret: impl Fn(&[u8]) -> bool,
 ) -> BytesMut {
     let mut shown = BytesMut::from(&message.bytes()[..]);
-    let mut at = HEADER + bind.values.start;
-    for _ in 0..bind.parameters {
+    let mut at = HEADER + start;
+    for _ in 0..count {
         let Some(length) = shown.get(at..at + 4) else {
             break;
         };
@@ -429,6 +460,19 @@ fn without_values(
 /// Card numbers stand in no evidence, as literals and as parameters alike.
 fn holds_card(value: &[u8]) -> bool {
     std::str::from_utf8(value).is_ok_and(|text| sql::without_cards(text) != text)
+}
+
+fn undecided_call(why: &str) -> Denied {
+    Denied {
+        denial: Denial {
+            rule: "sql:function-call".to_owned(),
+            message: "this function call outside of SQL is not allowed".to_owned(),
+            detail: format!("Rule sql:function-call: {why}."),
+            hint: "Call the function in a SELECT instead.".to_owned(),
+        },
+        statement: "FunctionCall".to_owned(),
+        evidence: String::new(),
+    }
 }
 
 fn binary_masked(allowed: &Allowed, column: &str) -> Denied {
@@ -485,9 +529,10 @@ mod tests {
         let Ok(Frontend::Bind(bind)) = Frontend::parse(&message) else {
             panic!("not a Bind");
         };
-        let shown = without_values(&message, &bind, holds_card);
+        let (start, count) = (bind.values.start, bind.parameters);
+        let shown = without_values(&message, start, count, holds_card);
         assert!(shown.ends_with(b"****************\0\0\0\x05hello\0\0"));
-        let shown = without_values(&message, &bind, |_| true);
+        let shown = without_values(&message, start, count, |_| true);
         assert!(shown.ends_with(b"*****\0\0"));
     }
 }
