@@ -261,10 +261,19 @@ fn strings_that_may_be_read_in_two_ways_hide_no_column() {
     );
     let gateway = Setup::in_front_of(&server).policy("allow-all").start();
     let hidden = r"SELECT '\', ' || card_number FROM customers --'";
-    let seen = gateway.psql([hidden, "SELECT old_strings()", hidden, "SELECT 'still here'"]);
+    let seen = gateway.psql([
+        hidden,
+        "SELECT old_strings()",
+        hidden,
+        "SELECT 'still here'",
+    ]);
     let seen = seen.succeeds().complains("ERROR:");
     assert_eq!(leaks(&seen.text()), None, "{seen}");
-    assert_eq!(seen.lines().last().map(String::as_str), Some("still here"), "{seen}");
+    assert_eq!(
+        seen.lines().last().map(String::as_str),
+        Some("still here"),
+        "{seen}"
+    );
     let denied = gateway.wait_for(1, "deny");
     assert_eq!(denied[0].text("rule"), "mask:unknown", "{}", denied[0]);
 }

@@ -131,7 +131,11 @@ fn compare(suite: &str, run: impl Fn(&Way, &Place) -> Run) {
         let ended = |test: Option<&Test>| test.map_or("missing", |test| &test.ended).to_owned();
         // Read by xtask/src/test/pg_suites.rs.
         let shown = difference.replace(['\t', '\n'], " ");
-        rows += &format!("{suite}\t{name}\t{}\t{}\t{shown}\n", ended(one), ended(other));
+        rows += &format!(
+            "{suite}\t{name}\t{}\t{}\t{shown}\n",
+            ended(one),
+            ended(other)
+        );
         if !difference.is_empty() {
             different.push(format!("{name}: {difference}"));
         }
@@ -159,7 +163,10 @@ fn difference(direct: Option<&Test>, through: Option<&Test>) -> String {
         if seen == expected {
             continue;
         }
-        let (expected, seen) = (String::from_utf8_lossy(expected), String::from_utf8_lossy(seen));
+        let (expected, seen) = (
+            String::from_utf8_lossy(expected),
+            String::from_utf8_lossy(seen),
+        );
         let lines = expected.lines().chain(std::iter::repeat(""));
         let other = seen.lines().chain(std::iter::repeat("<nothing>"));
         let count = expected.lines().count().max(seen.lines().count());
@@ -174,7 +181,10 @@ fn difference(direct: Option<&Test>, through: Option<&Test>) -> String {
     }
     match direct.ended == through.ended {
         true => String::new(),
-        false => format!("{} directly, {} through the gateway", direct.ended, through.ended),
+        false => format!(
+            "{} directly, {} through the gateway",
+            direct.ended, through.ended
+        ),
     }
 }
 
@@ -187,7 +197,13 @@ fn of_results(ended: &Ended, results: &Path) -> Run {
             let file = format!("{name}.out");
             let seen = fs::read(results.join(&file)).unwrap_or_default();
             let seen = BTreeMap::from([(file, seen)]);
-            (name.to_owned(), Test { ended: ended.to_owned(), seen })
+            (
+                name.to_owned(),
+                Test {
+                    ended: ended.to_owned(),
+                    seen,
+                },
+            )
         })
         .collect();
     assert!(!run.is_empty(), "{ended}");
@@ -216,7 +232,14 @@ fn regress_words(program: &str, input: &Path, output: &Path, way: &Way) -> Vec<S
         format!("--port={}", way.port()),
         format!("--schedule={}", input.join(schedule).display()),
     ]);
-    words.extend(["--host=127.0.0.1", "--user=postgres", "--max-concurrent-tests=20"].map(str::to_owned));
+    words.extend(
+        [
+            "--host=127.0.0.1",
+            "--user=postgres",
+            "--max-concurrent-tests=20",
+        ]
+        .map(str::to_owned),
+    );
     words
 }
 
@@ -227,7 +250,9 @@ impl Way {
 
     fn through_gateway() -> Way {
         let server = server();
-        let setup = Setup::in_front_of(&server).policy("allow-all").max_sessions(300);
+        let setup = Setup::in_front_of(&server)
+            .policy("allow-all")
+            .max_sessions(300);
         let gateway = setup.as_superuser_of_any_database().start();
         Way::ThroughGateway { server, gateway }
     }
@@ -241,7 +266,13 @@ impl Way {
     /// Runs a program as nobody, which an agent is too, that finds the server in its environment.
     fn run(&self, words: &[String]) -> Ended {
         let port = format!("PGPORT={}", self.port());
-        let mut all = vec!["env", "-i", "PATH=/usr/bin:/bin", "HOME=/nonexistent", "LC_ALL=C"];
+        let mut all = vec![
+            "env",
+            "-i",
+            "PATH=/usr/bin:/bin",
+            "HOME=/nonexistent",
+            "LC_ALL=C",
+        ];
         all.extend(["PGHOST=127.0.0.1", &port, "PGUSER=postgres"]);
         all.extend(words.iter().map(String::as_str));
         let command = match self {
@@ -262,7 +293,10 @@ impl Way {
 fn server() -> Postgres {
     let server = Postgres::asking_for(Authentication::Trust);
     let version = server.admin("SHOW server_version_num");
-    assert!(version.starts_with("15"), "the suites are PostgreSQL 15's, the server is {version}");
+    assert!(
+        version.starts_with("15"),
+        "the suites are PostgreSQL 15's, the server is {version}"
+    );
     server
 }
 

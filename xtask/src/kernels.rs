@@ -14,8 +14,8 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
-use crate::{build, build_ebpf, toolchain};
 use crate::apt::{Archive, DEBIAN, UBUNTU};
+use crate::{build, build_ebpf, toolchain};
 use machine::Step;
 
 const PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "binutils"];

@@ -48,6 +48,26 @@ pub enum DnsMode {
     Pass,
 }
 
+/// `[tls]`: the side that faces the agents.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tls {
+    /// Where the local certificate authority is kept: `ca.key`, which only the gateway's user can read,
+    /// `ca.pem`, and `bundle.pem`, which is the system's authorities with ours.
+    pub directory: PathBuf,
+}
+
+impl Tls {
+    /// The certificate that agents trust for targets.
+    pub fn authority(&self) -> PathBuf {
+        self.directory.join("ca.pem")
+    }
+
+    /// The same among the system's.
+    pub fn bundle(&self) -> PathBuf {
+        self.directory.join("bundle.pem")
+    }
+}
+
 /// `[storage]`
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Storage {
@@ -176,6 +196,14 @@ pub(super) fn read_dns(mut section: Section<'_>) -> Dns {
         ttl: Duration::from_secs(ttl.unwrap_or(60)),
         queries_per_second: queries.unwrap_or(50),
         max_label: max_label.unwrap_or(40),
+    }
+}
+
+pub(super) fn read_tls(mut section: Section<'_>, root: Root<'_>) -> Tls {
+    let directory = section.take("directory", |value| root.path(value));
+    section.finish();
+    Tls {
+        directory: directory.unwrap_or_else(|| root.place("/var/lib/sluice/tls")),
     }
 }
 

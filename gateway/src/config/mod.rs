@@ -29,7 +29,7 @@ pub use address::{Address, AddressError};
 pub use agent::Agent;
 pub use errors::{ConfigError, ConfigErrors};
 pub use gateway::{
-    Broker, Device, DeviceKind, Dns, DnsMode, Gateway, Kernel, Storage, UnixSockets,
+    Broker, Device, DeviceKind, Dns, DnsMode, Gateway, Kernel, Storage, Tls, UnixSockets,
 };
 pub use identity::{Algorithm, Issuer, JwksSource};
 pub use target::{CredentialSource, Protocol, Target, TargetTls};
@@ -51,6 +51,7 @@ pub struct Config {
     pub kernel: Kernel,
     pub broker: Broker,
     pub dns: Dns,
+    pub tls: Tls,
     pub identities: BTreeMap<String, Arc<Issuer>>,
     pub agents: BTreeMap<String, Arc<Agent>>,
     pub targets: BTreeMap<String, Arc<Target>>,
@@ -121,6 +122,7 @@ fn read_document(mut top: Section<'_>, root: Root<'_>, text: &str) -> Option<Con
     let kernel = gateway::read_kernel(top.table("kernel"));
     let broker = gateway::read_broker(top.table("broker"), root);
     let dns = gateway::read_dns(top.table("dns"));
+    let tls = gateway::read_tls(top.table("tls"), root);
     let identities = identity::read_all(top.named_tables("identity"), root);
     let targets = target::read_all(top.named_tables("targets"), gateway.listen_port, root);
     let surroundings = agent::Surroundings {
@@ -139,6 +141,7 @@ fn read_document(mut top: Section<'_>, root: Root<'_>, text: &str) -> Option<Con
         kernel,
         broker,
         dns,
+        tls,
         identities: identities
             .into_iter()
             .map(|(name, issuer)| Some((name, issuer?)))

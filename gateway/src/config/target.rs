@@ -30,7 +30,14 @@ pub struct Target {
     /// Whether the target's names may resolve to loopback, link-local or metadata addresses. Addresses that
     /// are written as numbers always may.
     pub allow_local: bool,
+    /// Whether agents may open replication connections, which are relayed unread.
+    pub replication: bool,
+    /// The longest message relayed in either direction, in bytes, header included.
+    pub max_message: u32,
 }
+
+/// PostgreSQL's own limit for the messages that have no smaller one (`MaxAllocSize`), with the header.
+const MAX_MESSAGE: u32 = 0x3fff_ffff + 5;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
@@ -95,6 +102,10 @@ fn read(
     };
     let masks = read_masks(&mut section);
     let allow_local = section.take("allow_local", values::boolean);
+    let replication = section.take("replication", values::boolean);
+    let max_message = section.take("max_message_bytes", |value| {
+        values::number(value, 1 << 16, i64::from(MAX_MESSAGE))
+    });
     section.finish();
     Some(Target {
         name,
@@ -106,6 +117,8 @@ fn read(
         credential: credential?,
         masks,
         allow_local: allow_local.unwrap_or(false),
+        replication: replication.unwrap_or(false),
+        max_message: max_message.unwrap_or(MAX_MESSAGE),
     })
 }
 

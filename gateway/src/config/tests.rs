@@ -282,7 +282,7 @@ sluice.toml:2: identity.x must be a table, not a number"#,
         "",
         "[x]\n",
         r#"
-sluice.toml:14: unknown key x (hint: known are gateway, storage, policies, kernel, broker, dns, identity, targets, agents)"#,
+sluice.toml:14: unknown key x (hint: known are gateway, storage, policies, kernel, broker, dns, tls, identity, targets, agents)"#,
     ),
     (
         "relative path",

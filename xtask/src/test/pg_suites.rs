@@ -59,8 +59,14 @@ pub fn run() -> Result<()> {
         ensure!(!rows.is_empty(), "{suite} did not come to an end");
         different += print(suite, &rows);
     }
-    ensure!(different == 0, "{different} tests differ through the gateway");
-    ensure!(status.success(), "no test differs, but not every run ended well");
+    ensure!(
+        different == 0,
+        "{different} tests differ through the gateway"
+    );
+    ensure!(
+        status.success(),
+        "no test differs, but not every run ended well"
+    );
     Ok(())
 }
 
@@ -119,7 +125,10 @@ fn compile(suites: &Path, usr: &Path) -> Result<()> {
         format!("-I{}", usr.join(folder).display())
     });
     let libpq = ["", "/internal"].map(|kind| {
-        format!("-I{}", usr.join(format!("include/postgresql{kind}")).display())
+        format!(
+            "-I{}",
+            usr.join(format!("include/postgresql{kind}")).display()
+        )
     });
     let mut extension = Command::new("gcc");
     extension
@@ -139,7 +148,10 @@ fn compile(suites: &Path, usr: &Path) -> Result<()> {
         .arg(module.join("libpq_pipeline.c"))
         .arg("-o")
         .arg(module.join("libpq_pipeline"))
-        .arg(format!("-L{}", usr.join(format!("lib/postgresql/{MAJOR}/lib")).display()))
+        .arg(format!(
+            "-L{}",
+            usr.join(format!("lib/postgresql/{MAJOR}/lib")).display()
+        ))
         // libpq itself is the host's, which PostgreSQL's packages bring.
         .args(["-l:libpq.so.5", "-lpgcommon", "-lpgport"]);
     toolchain::run_quietly(&mut client)
@@ -176,7 +188,10 @@ fn print(suite: &str, rows: &[&Row]) -> usize {
             difference => ("DIFFERENT", difference),
         };
         let (direct, gateway) = (&row.direct, &row.gateway);
-        println!("{mark}  {:<width$}  {direct:<6}  {gateway:<7}  {results}", row.test);
+        println!(
+            "{mark}  {:<width$}  {direct:<6}  {gateway:<7}  {results}",
+            row.test
+        );
     }
     let different = rows.iter().filter(|row| !row.difference.is_empty()).count();
     let passed = |ended: fn(&Row) -> &str| rows.iter().filter(|row| ended(row) == "ok").count();

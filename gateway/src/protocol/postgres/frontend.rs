@@ -223,7 +223,11 @@ mod tests {
         for (name, tag, body) in [
             ("no NUL", b'Q', &b"select 1"[..]),
             ("text after NUL", b'Q', b"select 1\0select 2\0"),
-            ("a call without its arguments", b'F', b"\0\0\0\x01\0\0\0\x02\0\0"),
+            (
+                "a call without its arguments",
+                b'F',
+                b"\0\0\0\x01\0\0\0\x02\0\0",
+            ),
             ("sync with a body", b'S', b"x"),
             ("describe of nothing", b'D', b"Xname\0"),
             ("negative count", b'P', b"\0\0\xff\xff"),

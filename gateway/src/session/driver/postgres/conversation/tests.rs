@@ -376,7 +376,12 @@ fn a_text_that_could_not_be_read_may_be_several_statements() {
     let answers = [row(), complete(), row(), row(), complete(), ready(b'I')];
     check(&mut it, &answers, "DCDDCZ", &[(1, Done)]);
     it.query(&sql("sql:unknown"));
-    check(&mut it, &[complete(), error("22012"), ready(b'I')], "CEZ", &[(2, Error)]);
+    check(
+        &mut it,
+        &[complete(), error("22012"), ready(b'I')],
+        "CEZ",
+        &[(2, Error)],
+    );
     it.query(&sql("sql:unknown"));
     check(&mut it, &[error("42601"), ready(b'I')], "EZ", &[(3, Error)]);
     assert_eq!(it.in_flight(), 0);
