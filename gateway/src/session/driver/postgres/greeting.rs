@@ -4,8 +4,8 @@ use std::io;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use super::agent_stream::AgentStream;
 use crate::policy::Denial;
 use crate::protocol::postgres::encode::{ErrorText, Severity};
 use crate::protocol::postgres::startup::{self, FirstPacket, Startup};
@@ -36,12 +36,12 @@ pub enum GreetingError {
 ///
 /// `buffer` keeps what follows, which is nothing from an orderly client.
 pub async fn read(
-    socket: &mut TcpStream,
+    stream: &mut AgentStream,
     buffer: &mut BytesMut,
 ) -> Result<Greeting, GreetingError> {
     let (mut ssl, mut gss) = (false, false);
     loop {
-        let Some(packet) = first_packet(socket, buffer).await? else {
+        let Some(packet) = first_packet(stream, buffer).await? else {
             return Ok(Greeting::Nothing);
         };
         let asked_before = match packet {
@@ -60,19 +60,19 @@ pub async fn read(
                 ProtocolError::Refused("received data after a request for encryption").into(),
             );
         }
-        within(watch::WRITE, "an answer", socket.write_all(b"N")).await?;
+        within(watch::WRITE, "an answer", stream.write_all(b"N")).await?;
     }
 }
 
 async fn first_packet(
-    socket: &mut TcpStream,
+    stream: &mut AgentStream,
     buffer: &mut BytesMut,
 ) -> Result<Option<FirstPacket>, GreetingError> {
     loop {
         if let Some(packet) = startup::decode(buffer)? {
             return Ok(Some(packet));
         }
-        if socket.read_buf(buffer).await? == 0 {
+        if stream.read_buf(buffer).await? == 0 {
             return match buffer.is_empty() {
                 true => Ok(None),
                 false => Err(ProtocolError::Refused("the start-up packet is cut short").into()),
@@ -82,15 +82,15 @@ async fn first_packet(
 }
 
 /// Tells a client that it gets no session, as a server would, and closes.
-pub async fn refuse(mut socket: TcpStream, error: &ErrorText<'_>) {
+pub async fn refuse(mut stream: AgentStream, error: &ErrorText<'_>) {
     let mut out = BytesMut::new();
     encode::error_response(&mut out, error);
     let sent = within(watch::STARTUP, "a refusal", async {
-        socket.write_all(&out).await?;
-        socket.shutdown().await?;
+        stream.write_all(&out).await?;
+        stream.shutdown().await?;
         // Until the client closes: a reset would take the refusal with it.
         let mut rest = [0; 512];
-        while socket.read(&mut rest).await? > 0 {}
+        while stream.read(&mut rest).await? > 0 {}
         Ok(())
     })
     .await;

@@ -3,6 +3,7 @@
 use bytes::BytesMut;
 use tokio::net::TcpStream;
 
+use self::agent_stream::AgentStream;
 use self::greeting::{Greeting, GreetingError, fatal};
 use self::opening::Opening;
 use crate::app::Gateway;
@@ -11,6 +12,7 @@ use crate::policy::Denial;
 use crate::session::identify::Identified;
 use crate::session::watch;
 
+mod agent_stream;
 pub mod cancel;
 pub mod catalogue;
 mod conversation;
@@ -24,14 +26,14 @@ pub mod upstream;
 /// Runs one connection of an identified agent.
 pub async fn serve(identified: Identified, gateway: &Gateway) {
     let mut opening = Opening::new(&identified);
-    let mut socket = identified.into_socket();
+    let mut stream = AgentStream::Plain(identified.into_socket());
     let mut buffer = BytesMut::new();
-    match greet(&mut socket, &mut buffer).await {
+    match greet(&mut stream, &mut buffer).await {
         Ok(Greeting::Session(startup)) => match opening.open(&startup, gateway).await {
-            Ok(open) => open.run(socket, buffer, gateway).await,
+            Ok(open) => open.run(stream, buffer, gateway).await,
             Err(refusal) => {
                 opening.deny(refusal.stage, &refusal.denial, gateway);
-                greeting::refuse(socket, &refusal.text()).await;
+                greeting::refuse(stream, &refusal.text()).await;
             }
         },
         Ok(Greeting::Cancel { pid, key }) => opening.cancel(pid, &key, gateway).await,
@@ -39,28 +41,29 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
         Err(error) => {
             let denial = malformed_greeting(&error);
             opening.deny(Stage::Protocol, &denial, gateway);
-            greeting::refuse(socket, &fatal(&denial, "08P01")).await;
+            greeting::refuse(stream, &fatal(&denial, "08P01")).await;
         }
     }
 }
 
 /// Reads what the client wants, only to tell it no.
-pub async fn refuse(mut socket: TcpStream, denial: &Denial) {
+pub async fn refuse(socket: TcpStream, denial: &Denial) {
+    let mut stream = AgentStream::Plain(socket);
     let mut buffer = BytesMut::new();
-    match greet(&mut socket, &mut buffer).await {
+    match greet(&mut stream, &mut buffer).await {
         Ok(Greeting::Session(_)) | Err(_) => {
             let sqlstate = match denial.rule.as_str() {
                 "sessions:full" => "53300",
                 _ => "28000",
             };
-            greeting::refuse(socket, &fatal(denial, sqlstate)).await;
+            greeting::refuse(stream, &fatal(denial, sqlstate)).await;
         }
         Ok(Greeting::Cancel { .. } | Greeting::Nothing) => {}
     }
 }
 
-async fn greet(socket: &mut TcpStream, buffer: &mut BytesMut) -> Result<Greeting, GreetingError> {
-    match tokio::time::timeout(watch::STARTUP, greeting::read(socket, buffer)).await {
+async fn greet(stream: &mut AgentStream, buffer: &mut BytesMut) -> Result<Greeting, GreetingError> {
+    match tokio::time::timeout(watch::STARTUP, greeting::read(stream, buffer)).await {
         Ok(greeting) => greeting,
         Err(_) => Err(std::io::Error::new(
             std::io::ErrorKind::TimedOut,

@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use super::agent_stream::AgentStream;
 use super::cancel::Issued;
 use super::catalogue::Catalogues;
 use super::relay::{self, RelayError, Session};
@@ -35,11 +35,11 @@ pub(super) struct Open {
 }
 
 impl Open {
-    pub(super) async fn run(self, socket: TcpStream, buffer: BytesMut, gateway: &Gateway) {
+    pub(super) async fn run(self, stream: AgentStream, buffer: BytesMut, gateway: &Gateway) {
         tracing::info!(session = %self.session, agent = self.judge.principal.agent, target = self.judge.target.name, "session open");
         let recorder = Arc::clone(&self.shared.recorder);
         let session = self.session;
-        let (outcome, reason) = self.relay(socket, buffer, gateway).await;
+        let (outcome, reason) = self.relay(stream, buffer, gateway).await;
         tracing::info!(%session, ?outcome, reason, "session closed");
         if let Err(error) = recorder.close(outcome, reason) {
             tracing::error!(%session, %error, "the end of a session could not be written");
@@ -48,7 +48,7 @@ impl Open {
 
     async fn relay(
         self,
-        socket: TcpStream,
+        stream: AgentStream,
         buffer: BytesMut,
         gateway: &Gateway,
     ) -> (SessionOutcome, Option<String>) {
@@ -67,7 +67,7 @@ impl Open {
             buffer: early,
             ..
         } = connection;
-        let (mut agent_reader, mut agent_writer) = socket.into_split();
+        let (mut agent_reader, mut agent_writer) = stream.into_split();
         let ended = {
             let agent_writer = &mut agent_writer;
             let relayed = async {
