@@ -29,8 +29,6 @@ pub(super) struct Open {
     pub(super) catalogues: Arc<Catalogues>,
     pub(super) connection: Connection,
     pub(super) key: Issued,
-    /// Options the client asked for and does not get; present when it must be told.
-    pub(super) unsupported: Option<Vec<String>>,
     pub(super) shared: Session,
 }
 
@@ -118,10 +116,6 @@ impl Open {
     /// What a client hears when it is let in.
     fn welcome(&self) -> Delivery {
         let mut delivery = Delivery::default();
-        if let Some(unsupported) = &self.unsupported {
-            let names: Vec<&str> = unsupported.iter().map(String::as_str).collect();
-            delivery.own(|out| encode::negotiate_version(out, &names));
-        }
         delivery.own(encode::authentication_ok);
         for parameter in &self.connection.parameters {
             delivery.unchanged(parameter);
