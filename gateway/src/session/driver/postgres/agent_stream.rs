@@ -2,6 +2,8 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -18,9 +20,25 @@ pub enum AgentStream {
 
 /// What the agent says.
 #[derive(Debug)]
-pub enum AgentReader {
+pub struct AgentReader {
+    half: ReadHalf,
+    said: Said,
+}
+
+#[derive(Debug)]
+enum ReadHalf {
     Plain(tcp::OwnedReadHalf),
     Tls(tokio::io::ReadHalf<Box<TlsStream<TcpStream>>>),
+}
+
+/// Whether the agent has said anything since its connection was split.
+#[derive(Debug, Clone, Default)]
+pub struct Said(Arc<AtomicBool>);
+
+impl Said {
+    pub fn anything(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// What the agent hears. Dropped, it closes this direction only; of TLS, both with the reader.
@@ -33,16 +51,18 @@ pub enum AgentWriter {
 impl AgentStream {
     /// Two halves that can be used at the same time.
     pub fn into_split(self) -> (AgentReader, AgentWriter) {
-        match self {
+        let (half, writer) = match self {
             AgentStream::Plain(socket) => {
                 let (reader, writer) = socket.into_split();
-                (AgentReader::Plain(reader), AgentWriter::Plain(writer))
+                (ReadHalf::Plain(reader), AgentWriter::Plain(writer))
             }
             AgentStream::Tls(stream) => {
                 let (reader, writer) = tokio::io::split(stream);
-                (AgentReader::Tls(reader), AgentWriter::Tls(writer))
+                (ReadHalf::Tls(reader), AgentWriter::Tls(writer))
             }
-        }
+        };
+        let said = Said::default();
+        (AgentReader { half, said }, writer)
     }
 
     /// The version of TLS in the words of `pg_stat_ssl`; `None` without TLS.
@@ -56,6 +76,12 @@ impl AgentStream {
                 _ => "unknown",
             }),
         }
+    }
+}
+
+impl AgentReader {
+    pub fn said(&self) -> Said {
+        self.said.clone()
     }
 }
 
@@ -105,10 +131,16 @@ impl AsyncRead for AgentReader {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            AgentReader::Plain(half) => Pin::new(half).poll_read(cx, buffer),
-            AgentReader::Tls(half) => Pin::new(half).poll_read(cx, buffer),
+        let before = buffer.filled().len();
+        let reader = self.get_mut();
+        let polled = match &mut reader.half {
+            ReadHalf::Plain(half) => Pin::new(half).poll_read(cx, buffer),
+            ReadHalf::Tls(half) => Pin::new(half).poll_read(cx, buffer),
+        };
+        if buffer.filled().len() > before {
+            reader.said.0.store(true, Ordering::Relaxed);
         }
+        polled
     }
 }
 

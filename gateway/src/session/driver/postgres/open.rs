@@ -21,6 +21,9 @@ use crate::session::mask::Delivery;
 use crate::session::record::Recorder;
 use crate::session::watch;
 
+/// Why an agent may have left as soon as it was let in.
+const NOT_A_WORD: &str = "the agent left without a word when it was let in; if its client requires a login (channel_binding=require, require_auth), set the agent's postgres_password_file";
+
 /// A session that is open on both sides.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -66,6 +69,7 @@ impl Open {
             ..
         } = connection;
         let (mut agent_reader, mut agent_writer) = stream.into_split();
+        let (said, buffered) = (agent_reader.said(), buffer.len());
         let ended = {
             let agent_writer = &mut agent_writer;
             let relayed = async {
@@ -110,7 +114,12 @@ impl Open {
                 tracing::error!(%error, "the end of a statement could not be written");
             }
         }
-        ended.say(&shared, &mut agent_writer).await
+        let silent = buffered == 0 && !said.anything();
+        let (outcome, reason) = ended.say(&shared, &mut agent_writer).await;
+        // With TLS a connection that just ends looks as if somebody had cut it.
+        let _ = tokio::time::timeout(watch::GOODBYE, agent_writer.shutdown()).await;
+        let reason = reason.or_else(|| silent.then(|| NOT_A_WORD.to_owned()));
+        (outcome, reason)
     }
 
     /// What a client hears when it is let in.
