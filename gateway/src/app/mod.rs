@@ -21,8 +21,10 @@ use tokio::sync::watch;
 use crate::audit::event::Event;
 use crate::broker;
 use crate::config::{Config, Target};
+use crate::credentials::authority::Authority;
 use crate::intercept::FlowTable;
 use crate::policy::PolicySet;
+use crate::protocol::postgres::scram::Verifier;
 use crate::session::decide::Analyst;
 use crate::session::driver::postgres::cancel::CancelKeys;
 use crate::session::driver::postgres::catalogue::Catalogues;
@@ -60,6 +62,10 @@ pub struct Gateway {
     pub identities: Arc<Identities>,
     pub analyst: Arc<Analyst>,
     pub cancel_keys: Arc<CancelKeys>,
+    /// Makes certificates in the name of targets.
+    pub authority: Authority,
+    /// What agents with a password of their own are asked for, by agent.
+    pub logins: HashMap<String, Verifier>,
     upstreams: HashMap<String, Upstream>,
     catalogues: Mutex<HashMap<(String, String, SocketAddr), Arc<Catalogues>>>,
     stop: watch::Receiver<bool>,

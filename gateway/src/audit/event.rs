@@ -281,6 +281,9 @@ pub enum Event {
         upstream: String,
         backend_pid: i32,
         tls: bool,
+        /// The version of the agent's own TLS (`TLSv1.3`), if it came with TLS.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent_tls: Option<String>,
         /// File name below the recordings directory.
         recording: String,
     },

@@ -4,6 +4,8 @@
 //! or serialised, and is overwritten when dropped. Reading it takes a call to [`Secret::expose`], so every
 //! use can be found with one grep.
 
+pub mod agent_password;
+pub mod authority;
 mod file;
 mod secret;
 

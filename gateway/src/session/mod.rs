@@ -37,7 +37,7 @@ const DNS: u16 = 53;
 pub async fn refuse_full(socket: TcpStream, gateway: Arc<Gateway>) {
     if let Some(accepted) = accept::accept(socket, &gateway.flows, &gateway.log) {
         let refused = identify::refuse_full(accepted, &gateway.identities);
-        driver::refuse(refused, &gateway.log).await;
+        driver::refuse(refused, &gateway).await;
     }
 }
 
@@ -58,6 +58,6 @@ pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
     }
     match identify::identify(accepted, &gateway.identities).await {
         Ok(identified) => driver::serve(identified, &gateway).await,
-        Err(refused) => driver::refuse(refused, &gateway.log).await,
+        Err(refused) => driver::refuse(refused, &gateway).await,
     }
 }

@@ -10,6 +10,7 @@ use super::cursor::Malformed;
 pub mod backend;
 pub mod encode;
 pub mod frontend;
+pub mod scram;
 pub mod startup;
 
 /// The longest message relayed in either direction, header included. PostgreSQL itself stops at 1 GiB;

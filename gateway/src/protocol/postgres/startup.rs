@@ -1,6 +1,6 @@
 //! What a client says before the session: one packet without a type byte.
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 
 use super::ProtocolError;
 use crate::protocol::cursor::Cursor;
@@ -8,9 +8,26 @@ use crate::protocol::cursor::Cursor;
 /// `MAX_STARTUP_PACKET_LENGTH` of the server.
 const MAX_LENGTH: usize = 10_000;
 
+/// The first byte of a TLS record that carries a handshake: a client that begins with TLS instead of a packet
+/// (`sslnegotiation=direct`). As a length it would be hundreds of megabytes.
+pub const TLS_HANDSHAKE: u8 = 0x16;
+
+/// The major version of the protocol that is spoken here, and the newest minor one.
+pub const MAJOR: u16 = 3;
+pub const NEWEST_MINOR: u16 = 2;
+
+/// Where the names of protocol options begin; what a server does not know of them it says.
+const OPTION: &str = "_pq_.";
+
 const CANCEL: u32 = 80_877_102;
 const SSL: u32 = 80_877_103;
 const GSSENC: u32 = 80_877_104;
+
+/// `PG_MAX_AUTH_TOKEN_LENGTH` of the server.
+const MAX_ANSWER: usize = 65_535;
+
+const NO_ANSWER: ProtocolError =
+    ProtocolError::Refused("an answer to the demand for a password was expected");
 
 /// The longest cancel key of protocol 3.2.
 const MAX_CANCEL_KEY: usize = 256;
@@ -31,7 +48,53 @@ pub struct Startup {
     pub parameters: Vec<(String, String)>,
 }
 
+/// What a client hears that asks for more than there is (NegotiateProtocolVersion).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Negotiation<'a> {
+    /// The minor version that is spoken instead.
+    pub minor: u16,
+    /// Its options that have no meaning here.
+    pub unsupported: Vec<&'a str>,
+}
+
 impl Startup {
+    /// A request that comes where it is none any more is read as a version that nobody speaks, as a server
+    /// does.
+    fn of_request(code: u32) -> Self {
+        let [a, b, c, d] = code.to_be_bytes();
+        Self {
+            major: u16::from_be_bytes([a, b]),
+            minor: u16::from_be_bytes([c, d]),
+            parameters: Vec::new(),
+        }
+    }
+
+    /// An SSLRequest that came too late.
+    pub fn of_ssl_request() -> Self {
+        Self::of_request(SSL)
+    }
+
+    /// A GSSENCRequest that came too late.
+    pub fn of_gss_request() -> Self {
+        Self::of_request(GSSENC)
+    }
+
+    /// The minor version that is spoken with this client.
+    pub fn spoken_minor(&self) -> u16 {
+        self.minor.min(NEWEST_MINOR)
+    }
+
+    /// What has to be negotiated, as PostgreSQL 18 does it: a newer minor version, or options, none of which
+    /// is known here.
+    pub fn negotiation(&self) -> Option<Negotiation<'_>> {
+        let names = self.parameters.iter().map(|(name, _)| name.as_str());
+        let unsupported: Vec<&str> = names.filter(|name| name.starts_with(OPTION)).collect();
+        (self.minor > NEWEST_MINOR || !unsupported.is_empty()).then(|| Negotiation {
+            minor: self.spoken_minor(),
+            unsupported,
+        })
+    }
+
     pub fn parameter(&self, name: &str) -> Option<&str> {
         self.parameters
             .iter()
@@ -46,12 +109,6 @@ impl Startup {
 /// # Errors
 /// A length outside 8..=10000, text that is not UTF-8, a list that does not end where the packet does.
 pub fn decode(buffer: &mut BytesMut) -> Result<Option<FirstPacket>, ProtocolError> {
-    // A TLS ClientHello instead of a packet: its first bytes would be a length of hundreds of megabytes.
-    if buffer.first() == Some(&0x16) {
-        return Err(ProtocolError::Refused(
-            "direct TLS is not offered here; connect with sslnegotiation=postgres and sslmode=prefer or disable",
-        ));
-    }
     let Some((header, _)) = buffer.split_first_chunk::<4>() else {
         return Ok(None);
     };
@@ -91,27 +148,54 @@ fn parse(body: &[u8]) -> Result<FirstPacket, ProtocolError> {
                 key: key.to_vec(),
             })
         }
-        version => parameters(version, cursor).map(FirstPacket::Startup),
+        version => startup(version, cursor).map(FirstPacket::Startup),
     }
 }
 
-fn parameters(version: u32, mut cursor: Cursor<'_>) -> Result<Startup, ProtocolError> {
-    let mut parameters = Vec::new();
+/// What follows another version is another version's: it is not read.
+fn startup(version: u32, mut cursor: Cursor<'_>) -> Result<Startup, ProtocolError> {
+    let mut startup = Startup::of_request(version);
+    if startup.major != MAJOR {
+        return Ok(startup);
+    }
     loop {
         let name = text(&mut cursor, "parameter name")?;
         if name.is_empty() {
             break;
         }
         let value = text(&mut cursor, "parameter value")?;
-        parameters.push((name, value));
+        startup.parameters.push((name, value));
     }
     cursor.end().map_err(ProtocolError::Startup)?;
-    let [a, b, c, d] = version.to_be_bytes();
-    Ok(Startup {
-        major: u16::from_be_bytes([a, b]),
-        minor: u16::from_be_bytes([c, d]),
-        parameters,
-    })
+    Ok(startup)
+}
+
+/// Takes the answer to a demand for authentication off `buffer`: PasswordMessage, SASLInitialResponse or
+/// SASLResponse, whose bodies look alike. `None` when it is not all there yet.
+///
+/// # Errors
+/// Another message, a length beyond the server's `PG_MAX_AUTH_TOKEN_LENGTH`.
+pub fn decode_answer(buffer: &mut BytesMut) -> Result<Option<Bytes>, ProtocolError> {
+    let Some(([tag, length @ ..], _)) = buffer.split_first_chunk::<5>() else {
+        return match buffer.first() {
+            Some(b'p') | None => Ok(None),
+            Some(_) => Err(NO_ANSWER),
+        };
+    };
+    if *tag != b'p' {
+        return Err(NO_ANSWER);
+    }
+    let length = i32::from_be_bytes(*length);
+    let body = usize::try_from(length)
+        .ok()
+        .and_then(|length| length.checked_sub(4))
+        .filter(|body| *body <= MAX_ANSWER)
+        .ok_or(ProtocolError::Length { tag: *tag, length })?;
+    if buffer.len() < body + 5 {
+        return Ok(None);
+    }
+    buffer.advance(5);
+    Ok(Some(buffer.copy_to_bytes(body)))
 }
 
 fn text(cursor: &mut Cursor<'_>, what: &'static str) -> Result<String, ProtocolError> {

@@ -5,8 +5,8 @@ use std::sync::{Arc, PoisonError};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use super::agent_stream::AgentStream;
 use super::cancel::Issued;
 use super::catalogue::Catalogues;
 use super::relay::{self, RelayError, Session};
@@ -21,6 +21,9 @@ use crate::session::mask::Delivery;
 use crate::session::record::Recorder;
 use crate::session::watch;
 
+/// Why an agent may have left as soon as it was let in.
+const NOT_A_WORD: &str = "the agent left without a word when it was let in; if its client requires a login (channel_binding=require, require_auth), set the agent's postgres_password_file";
+
 /// A session that is open on both sides.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -29,17 +32,15 @@ pub(super) struct Open {
     pub(super) catalogues: Arc<Catalogues>,
     pub(super) connection: Connection,
     pub(super) key: Issued,
-    /// Options the client asked for and does not get; present when it must be told.
-    pub(super) unsupported: Option<Vec<String>>,
     pub(super) shared: Session,
 }
 
 impl Open {
-    pub(super) async fn run(self, socket: TcpStream, buffer: BytesMut, gateway: &Gateway) {
+    pub(super) async fn run(self, stream: AgentStream, buffer: BytesMut, gateway: &Gateway) {
         tracing::info!(session = %self.session, agent = self.judge.principal.agent, target = self.judge.target.name, "session open");
         let recorder = Arc::clone(&self.shared.recorder);
         let session = self.session;
-        let (outcome, reason) = self.relay(socket, buffer, gateway).await;
+        let (outcome, reason) = self.relay(stream, buffer, gateway).await;
         tracing::info!(%session, ?outcome, reason, "session closed");
         if let Err(error) = recorder.close(outcome, reason) {
             tracing::error!(%session, %error, "the end of a session could not be written");
@@ -48,7 +49,7 @@ impl Open {
 
     async fn relay(
         self,
-        socket: TcpStream,
+        stream: AgentStream,
         buffer: BytesMut,
         gateway: &Gateway,
     ) -> (SessionOutcome, Option<String>) {
@@ -67,7 +68,8 @@ impl Open {
             buffer: early,
             ..
         } = connection;
-        let (mut agent_reader, mut agent_writer) = socket.into_split();
+        let (mut agent_reader, mut agent_writer) = stream.into_split();
+        let (said, buffered) = (agent_reader.said(), buffer.len());
         let ended = {
             let agent_writer = &mut agent_writer;
             let relayed = async {
@@ -112,16 +114,17 @@ impl Open {
                 tracing::error!(%error, "the end of a statement could not be written");
             }
         }
-        ended.say(&shared, &mut agent_writer).await
+        let silent = buffered == 0 && !said.anything();
+        let (outcome, reason) = ended.say(&shared, &mut agent_writer).await;
+        // With TLS a connection that just ends looks as if somebody had cut it.
+        let _ = tokio::time::timeout(watch::GOODBYE, agent_writer.shutdown()).await;
+        let reason = reason.or_else(|| silent.then(|| NOT_A_WORD.to_owned()));
+        (outcome, reason)
     }
 
     /// What a client hears when it is let in.
     fn welcome(&self) -> Delivery {
         let mut delivery = Delivery::default();
-        if let Some(unsupported) = &self.unsupported {
-            let names: Vec<&str> = unsupported.iter().map(String::as_str).collect();
-            delivery.own(|out| encode::negotiate_version(out, &names));
-        }
         delivery.own(encode::authentication_ok);
         for parameter in &self.connection.parameters {
             delivery.unchanged(parameter);

@@ -7,7 +7,7 @@ use std::time::{Instant, SystemTime};
 
 use tokio::sync::Notify;
 
-use super::cancel::Backend;
+use super::cancel::{Backend, Cancelled, Issued, KeyLength};
 use super::conversation::Conversation;
 use super::greeting::fatal;
 use super::open::Open;
@@ -21,7 +21,7 @@ use crate::intercept::dns::DnsError;
 use crate::policy::{Denial, Principal, Verdict};
 use crate::protocol::postgres::backend;
 use crate::protocol::postgres::encode::ErrorText;
-use crate::protocol::postgres::startup::Startup;
+use crate::protocol::postgres::startup::{MAJOR, NEWEST_MINOR, Startup};
 use crate::session::decide::{Derived, Judge, Ruling};
 use crate::session::identify::Identified;
 use crate::session::record::{EvidenceError, Recorder, denial_event};
@@ -44,6 +44,8 @@ pub(super) struct Opening {
     who: Who,
     principal: Principal,
     target: Arc<Target>,
+    /// The version of TLS that the agent speaks.
+    agent_tls: Option<&'static str>,
 }
 
 /// Why a session is not opened, and what the client hears.
@@ -55,6 +57,14 @@ pub(super) struct Refusal {
 }
 
 impl Refusal {
+    pub(super) fn new(stage: Stage, sqlstate: &'static str, denial: Denial) -> Self {
+        Self {
+            stage,
+            sqlstate,
+            denial,
+        }
+    }
+
     pub(super) fn text(&self) -> ErrorText<'_> {
         fatal(&self.denial, self.sqlstate)
     }
@@ -91,7 +101,36 @@ impl Opening {
             who: identified.who().clone(),
             principal: identified.principal().clone(),
             target: Arc::clone(identified.target()),
+            agent_tls: None,
         }
+    }
+
+    /// The agent came with TLS of this version, or with none.
+    pub(super) fn came_with(&mut self, tls: Option<&'static str>) {
+        self.agent_tls = tls;
+    }
+
+    pub(super) fn agent(&self) -> &str {
+        &self.principal.agent
+    }
+
+    /// Whether the agent's version of the protocol is spoken here.
+    pub(super) fn version(startup: &Startup) -> Result<(), Refusal> {
+        if startup.major == MAJOR {
+            return Ok(());
+        }
+        Err(refusal(
+            Stage::Startup,
+            "0A000",
+            "protocol:version",
+            format!(
+                "unsupported frontend protocol {}.{}: server supports {MAJOR}.0 to {MAJOR}.{NEWEST_MINOR}",
+                startup.major, startup.minor
+            ),
+            "Only protocol 3 is spoken here, and a request for encryption is answered once."
+                .to_owned(),
+            "Use a current PostgreSQL client.",
+        ))
     }
 
     pub(super) fn deny(&self, stage: Stage, denial: &Denial, gateway: &Gateway) {
@@ -126,19 +165,6 @@ impl Opening {
         startup: &Startup,
         gateway: &Gateway,
     ) -> Result<Open, Refusal> {
-        if startup.major != 3 {
-            return Err(refusal(
-                Stage::Startup,
-                "0A000",
-                "protocol:version",
-                format!(
-                    "unsupported frontend protocol {}.{}",
-                    startup.major, startup.minor
-                ),
-                "Only protocol 3 is spoken here.".to_owned(),
-                "Use a current PostgreSQL client.",
-            ));
-        }
         let parameters = parameters::accept(startup).map_err(|refused| {
             refusal(
                 Stage::Startup,
@@ -181,27 +207,50 @@ impl Opening {
                     "Ask the operator to look at the gateway's disk.",
                 )
             })?;
-        let key = gateway.cancel_keys.issue(Backend {
-            session: self.session,
-            agent: self.principal.agent.clone(),
-            dial,
-            pid: connection.backend_pid,
-            key: connection.backend_key.clone(),
-        });
+        let key = self.issue_key(&connection, dial, startup, gateway)?;
         Ok(Open {
             session: self.session,
             judge,
             catalogues,
             connection,
             key,
-            unsupported: (startup.minor > 0 || !parameters.unsupported.is_empty())
-                .then_some(parameters.unsupported),
             shared: Session {
                 conversation: Mutex::new(Conversation::new(catalogue)),
                 recorder: Arc::new(recorder),
                 answered: Notify::new(),
                 delivering: AtomicBool::new(false),
             },
+        })
+    }
+
+    /// A key that the agent can cancel this session with.
+    fn issue_key(
+        &self,
+        connection: &Connection,
+        dial: Dial,
+        startup: &Startup,
+        gateway: &Gateway,
+    ) -> Result<Issued, Refusal> {
+        let length = match startup.spoken_minor() {
+            0 | 1 => KeyLength::Four,
+            _ => KeyLength::ThirtyTwo,
+        };
+        let backend = Backend {
+            session: self.session,
+            agent: self.principal.agent.clone(),
+            dial,
+            pid: connection.backend_pid,
+            key: connection.backend_key.clone(),
+        };
+        gateway.cancel_keys.issue(backend, length).map_err(|error| {
+            refusal(
+                Stage::Startup,
+                "53000",
+                "cancel:no-key",
+                "no key for cancel requests can be made".to_owned(),
+                error.to_string(),
+                "Ask the operator to look at the gateway's log.",
+            )
         })
     }
 
@@ -419,6 +468,7 @@ impl Opening {
             upstream: dial.address.to_string(),
             backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
             tls: connection.tls,
+            agent_tls: self.agent_tls.map(str::to_owned),
             recording: recordings::file_name(self.session),
         })?;
         Ok(Recorder::new(
@@ -433,14 +483,25 @@ impl Opening {
     pub(super) async fn cancel(&self, pid: u32, key: &[u8], gateway: &Gateway) {
         let (agent, who) = (&self.principal.agent, self.who.clone());
         let keys = &gateway.cancel_keys;
-        if !keys.cancel(pid, key, agent, who, &gateway.log).await {
-            let denial = Denial {
-                rule: "cancel:unknown-key".to_owned(),
-                message: "the cancel request names no session of this agent".to_owned(),
-                detail: format!("Process id {pid}."),
-                hint: "Cancel with the connection that runs the statement.".to_owned(),
-            };
-            self.deny(Stage::Protocol, &denial, gateway);
-        }
+        let (rule, message, hint) = match keys.request(pid, key, agent, who, &gateway.log).await {
+            Cancelled::PassedOn => return,
+            Cancelled::Unknown => (
+                "cancel:unknown-key",
+                "the cancel request names no session of this agent",
+                "Cancel with the connection that runs the statement.",
+            ),
+            Cancelled::TooMany => (
+                "cancel:too-many",
+                "the agent makes more cancel requests than are passed on",
+                "Wait a second.",
+            ),
+        };
+        let denial = Denial {
+            rule: rule.to_owned(),
+            message: message.to_owned(),
+            detail: format!("Process id {pid}."),
+            hint: hint.to_owned(),
+        };
+        self.deny(Stage::Protocol, &denial, gateway);
     }
 }

@@ -32,8 +32,6 @@ pub struct Accepted {
     pub database: String,
     /// Settings for the target, in order.
     pub settings: Vec<(String, String)>,
-    /// `_pq_.` options, all of which are answered with "not supported".
-    pub unsupported: Vec<String>,
 }
 
 /// A parameter that is refused: which, and why.
@@ -52,7 +50,6 @@ pub fn accept(startup: &Startup) -> Result<Accepted, RefusedParameter> {
         user: String::new(),
         database: String::new(),
         settings: Vec::new(),
-        unsupported: Vec::new(),
     };
     for (name, value) in &startup.parameters {
         match name.to_ascii_lowercase().as_str() {
@@ -63,7 +60,8 @@ pub fn accept(startup: &Startup) -> Result<Accepted, RefusedParameter> {
                     setting(&mut accepted, &name, &value)?;
                 }
             }
-            lower if lower.starts_with("_pq_.") => accepted.unsupported.push(name.clone()),
+            // Options of the protocol: none is known, and the client has been told so.
+            _ if name.starts_with("_pq_.") => {}
             _ => setting(&mut accepted, name, value)?,
         }
     }
@@ -196,7 +194,6 @@ mod tests {
         .expect("accepted");
         assert_eq!(accepted.user, "ana");
         assert_eq!(accepted.database, "shop");
-        assert_eq!(accepted.unsupported, ["_pq_.later"]);
         assert_eq!(
             accepted.settings[2..],
             [
