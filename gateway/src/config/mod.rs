@@ -32,7 +32,10 @@ pub use gateway::{
     Broker, Device, DeviceKind, Dns, DnsMode, Gateway, Kernel, Storage, Tls, UnixSockets,
 };
 pub use identity::{Algorithm, Issuer, JwksSource};
-pub use target::{CredentialSource, Protocol, Target, TargetTls};
+pub use target::{
+    ChannelBinding, ClientCertificate, CredentialSource, LoginMethod, Protocol, Target, TargetTls,
+    TlsMode,
+};
 
 use errors::Report;
 use section::Section;

@@ -122,7 +122,7 @@ fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<String,
         user: "app",
     };
     match evaluate(policies, principal, &operation) {
-        Verdict::Allow { rule } => Ok(rule),
+        Verdict::Allow { rule, .. } => Ok(rule),
         Verdict::Deny(denial) => Err(denial),
     }
 }
@@ -146,7 +146,7 @@ fn decide_as(
             statement,
         };
         match evaluate(policies, principal, &operation) {
-            Verdict::Allow { rule } => rules.push(rule),
+            Verdict::Allow { rule, .. } => rules.push(rule),
             Verdict::Deny(denial) => return Err(denial),
         }
     }
@@ -268,7 +268,7 @@ fn connecting() {
             user,
         };
         match evaluate(&policies, principal, &operation) {
-            Verdict::Allow { rule } => rule,
+            Verdict::Allow { rule, .. } => rule,
             Verdict::Deny(denial) => denial.rule,
         }
     };

@@ -15,6 +15,7 @@ pub mod cancel;
 pub mod catalogue;
 mod conversation;
 mod greeting;
+mod idle;
 mod open;
 mod opening;
 mod parameters;
@@ -25,6 +26,7 @@ pub mod upstream;
 pub async fn serve(identified: Identified, gateway: &Gateway) {
     let mut opening = Opening::new(&identified);
     let mut socket = identified.into_socket();
+    opening.keep_alive(&socket);
     let mut buffer = BytesMut::new();
     match greet(&mut socket, &mut buffer).await {
         Ok(Greeting::Session(startup)) => match opening.open(&startup, gateway).await {
