@@ -751,6 +751,86 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
                 "targets.shop: the CA file /etc/sluice/ca.pem contains no certificate (hint: it must hold the certificates, in PEM, of the CAs that may sign the target's)",
             ),
             (
+                "credential that policies name",
+                |it| {
+                    let more = "[targets.shop.credentials.reader]\nuser = \"r\"\npassword_file = \"/etc/none\"\n";
+                    it.write("etc/sluice/sluice.toml", &format!("{CONFIG}{more}"), 0o644);
+                },
+                "targets.shop.credentials.reader: the password file /etc/none cannot be read: No such file or directory (os error 2) (hint: the gateway cannot log in at this target)",
+            ),
+            (
+                "client key for everybody",
+                |it| {
+                    let pair = rcgen::generate_simple_self_signed(["gw".to_owned()]).unwrap();
+                    it.write("etc/sluice/client.pem", &pair.cert.pem(), 0o644);
+                    it.write(
+                        "etc/sluice/client.key",
+                        &pair.signing_key.serialize_pem(),
+                        0o644,
+                    );
+                    let client = "client_certificate = \"/etc/sluice/client.pem\", client_key = \"/etc/sluice/client.key\", ca_file";
+                    it.write(
+                        "etc/sluice/sluice.toml",
+                        &CONFIG.replace("ca_file", client),
+                        0o644,
+                    );
+                },
+                "targets.shop: the key file /etc/sluice/client.key can be used by others than its owner (mode 0644); run: chmod 600 /etc/sluice/client.key (hint: the gateway cannot prove itself to this target)",
+            ),
+            (
+                "client key of another certificate",
+                |it| {
+                    let pair =
+                        |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+                    it.write("etc/sluice/client.pem", &pair("a").cert.pem(), 0o644);
+                    it.write(
+                        "etc/sluice/client.key",
+                        &pair("b").signing_key.serialize_pem(),
+                        0o600,
+                    );
+                    let client = "client_certificate = \"/etc/sluice/client.pem\", client_key = \"/etc/sluice/client.key\", ca_file";
+                    it.write(
+                        "etc/sluice/sluice.toml",
+                        &CONFIG.replace("ca_file", client),
+                        0o644,
+                    );
+                },
+                "targets.shop: the client certificate /etc/sluice/client.pem cannot be used with its key: keys may not be consistent: KeyMismatch (hint: the gateway cannot prove itself to this target)",
+            ),
+            (
+                "a target far away without TLS",
+                |it| {
+                    let config = CONFIG.replace("127.0.0.1:5432", "192.0.2.7:5432").replace(
+                        "{ ca_file = \"/etc/sluice/ca.pem\" }",
+                        "{ mode = \"disable\" }",
+                    );
+                    it.write("etc/sluice/sluice.toml", &config, 0o644);
+                },
+                "warning: targets.shop: with tls.mode = \"disable\" the connection is not encrypted (hint: use verify-full, with the ca_file of the authority that signed the target's certificate)",
+            ),
+            (
+                "a target far away, to whoever answers",
+                |it| {
+                    let config = CONFIG.replace("127.0.0.1:5432", "192.0.2.7:5432").replace(
+                        "{ ca_file = \"/etc/sluice/ca.pem\" }",
+                        "{ mode = \"require\" }",
+                    );
+                    it.write("etc/sluice/sluice.toml", &config, 0o644);
+                },
+                "warning: targets.shop: with tls.mode = \"require\" the connection is encrypted to whoever answers (hint: use verify-full, with the ca_file of the authority that signed the target's certificate)",
+            ),
+            (
+                "a credential that no target has",
+                |it| {
+                    it.write(
+                        "etc/sluice/policies/map.cedar",
+                        "@id(\"map\") @credential(\"reader\") permit(principal, action, resource);",
+                        0o644,
+                    )
+                },
+                "@credential(\"reader\") names a credential that no target of this policy has (hint: add a section [targets.NAME.credentials.reader] to the configuration)",
+            ),
+            (
                 "no such user",
                 |it| {
                     it.write(
@@ -767,7 +847,11 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
             change(&it);
             let text = it.text();
             let (finding, last) = text.trim_end().rsplit_once('\n').expect(name);
-            let expected = format!("/etc/sluice/sluice.toml: {expected}");
+            let place = match expected.starts_with("@credential") {
+                true => "policies/map.cedar:1",
+                false => "sluice.toml",
+            };
+            let expected = format!("/etc/sluice/{place}: {expected}");
             assert_eq!(finding, expected, "{name}");
             match expected.contains(": warning: ") {
                 true => assert!(last.starts_with("check: ok, 1 warning ("), "{name}: {last}"),

@@ -8,16 +8,12 @@ use std::time::Duration;
 use toml::de::DeValue;
 
 use super::address::Address;
+use super::credential::{self, CredentialSource};
 use super::errors::Problem;
 use super::section::{At, Section};
+use super::target_tls::{self, TargetTls};
 use super::values::{self, Root};
 use crate::policy::masking::{self, MaskRule};
-
-mod credential;
-mod tls;
-
-pub use credential::{ChannelBinding, CredentialSource, LoginMethod};
-pub use tls::{ClientCertificate, TargetTls, TlsMode};
 
 /// `[targets.NAME]`
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,7 +95,7 @@ fn read(
     let addresses = read_addresses(&name, &mut section, owners);
     let dial = section.take("dial", values::parsed);
     let database = section.take("database", values::owned_text);
-    let tls = tls::read(section.table("tls"), root);
+    let tls = target_tls::read(section.table("tls"), root);
     let credential = credential::read_default(&mut section, root, &tls);
     let credentials = credential::read_named(&mut section, root, &tls);
     let seconds = |value: &DeValue<'_>, max| values::number(value, 1, max).map(Duration::from_secs);

@@ -471,7 +471,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named_with_file_and_line() {
-        let table: [(&str, &str, &[&str]); 11] = [
+        let table: [(&str, &str, &[&str]); 15] = [
             (
                 "fine",
                 "@id(\"a\") permit (principal, action, resource);",
@@ -508,6 +508,26 @@ mod tests {
                 &["p.cedar:1: @approval is not enforced"],
             ),
             (
+                "a role for those that may not come in",
+                "@id(\"a\") @credential(\"x\") forbid (principal, action, resource);",
+                &["p.cedar:1: @credential has an effect on policies that permit connect"],
+            ),
+            (
+                "a database for a statement",
+                "@id(\"a\") @database(\"x\") permit (principal, action == Sluice::Action::\"sql:select\", resource);",
+                &["p.cedar:1: @database has an effect on policies that permit connect"],
+            ),
+            (
+                "no database",
+                "@id(\"a\") @database(\"\") permit (principal, action, resource);",
+                &["p.cedar:1: @database(\"\") is not a name"],
+            ),
+            (
+                "reserved for the gateway's own",
+                "@id(\"policy:ambiguous\") permit (principal, action, resource);",
+                &["p.cedar:1: @id(\"policy:ambiguous\") is reserved"],
+            ),
+            (
                 "syntax",
                 "@id(\"a\")\npermit (principal, action resource);",
                 &["p.cedar:2: unexpected token `resource`"],
@@ -534,6 +554,39 @@ mod tests {
             for (got, expect) in got.iter().zip(expect) {
                 assert!(got.starts_with(expect), "{name}: {got}");
             }
+        }
+    }
+
+    #[test]
+    fn a_credential_must_be_one_of_a_target_in_scope() {
+        let errors = |text: &str| -> Vec<String> {
+            let set = PolicySet::parse(&[("p.cedar".into(), text.to_owned())]).expect("valid");
+            let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let targets = BTreeMap::from([
+                ("shop".to_owned(), names(&["reader"])),
+                ("vault".to_owned(), names(&["keeper"])),
+            ]);
+            let errors = set.without_credential(&targets);
+            errors.iter().map(PolicyError::to_string).collect()
+        };
+        for (name, scope, known) in [
+            ("reader", "resource", true),
+            ("reader", "resource == Sluice::Target::\"shop\"", true),
+            ("reader", "resource in Sluice::Target::\"shop\"", true),
+            ("reader", "resource is Sluice::Target", true),
+            ("reader", "resource == Sluice::Target::\"vault\"", false),
+            ("nobody", "resource", false),
+        ] {
+            let text = format!(
+                "@id(\"a\")\n@credential(\"{name}\")\npermit (principal, action == Sluice::Action::\"connect\", {scope});"
+            );
+            let got = errors(&text);
+            assert_eq!(got.is_empty(), known, "{name} {scope}: {got:?}");
+            let expect = format!("p.cedar:1: @credential(\"{name}\") names a credential");
+            assert!(
+                got.iter().all(|error| error.starts_with(&expect)),
+                "{got:?}"
+            );
         }
     }
 
