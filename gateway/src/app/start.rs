@@ -54,7 +54,7 @@ impl Origin {
 /// Gives up every privilege, then reads what has to be read with none.
 pub fn prepare(config: Config, predecessor: Option<Predecessor>) -> Result<Start> {
     give_up_privileges(&config)?;
-    let policies = store::policies::load(&config.policies).map_err(|errors| {
+    let policies = store::policies::load_for(&config).map_err(|errors| {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("the policies are refused:\n{}", lines.join("\n"))
     })?;

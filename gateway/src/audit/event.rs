@@ -142,9 +142,15 @@ pub struct Who {
     pub target: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
-    /// The database user the agent asked for; the one used upstream is the target's credential.
+    /// The database the agent asked for, where a policy had another one opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_asked: Option<String>,
+    /// The database user the agent asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub db_user: Option<String>,
+    /// The role that the gateway logs in as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub db_role: Option<String>,
 }
 
 /// Which PostgreSQL sub-protocol carried a statement.
@@ -219,6 +225,8 @@ pub enum SessionOutcome {
     Error,
     /// Bytes that are not the protocol, from either side.
     ProtocolError,
+    /// Nothing was said for longer than the target's idle_timeout_seconds.
+    Idle,
     /// The gateway was told to stop.
     Shutdown,
     /// The gateway died; written by the next start.
@@ -502,7 +510,9 @@ pub(crate) mod tests {
             client: "127.0.0.1:40000".into(),
             target: Some("shop".into()),
             database: Some("shop".into()),
+            database_asked: None,
             db_user: Some("me".into()),
+            db_role: None,
         }
     }
 

@@ -33,6 +33,18 @@ impl Denial {
         }
     }
 
+    /// Two policies permit a session, each with another login.
+    pub(super) fn ambiguous(annotation: &str, one: &str, other: &str) -> Self {
+        Self {
+            rule: "policy:ambiguous".to_owned(),
+            message: format!("the policies disagree about the {annotation} of this session"),
+            detail: format!(
+                "Denied by rule policy:ambiguous: {one} and {other} both permit it, with another @{annotation} each."
+            ),
+            hint: format!("Connecting in another way does not help. {WHO_DECIDES}"),
+        }
+    }
+
     /// DECLARE … BINARY over a masked table.
     pub(super) fn binary_cursor() -> Self {
         Self {

@@ -9,7 +9,7 @@ use cedar_policy::{
 };
 
 use super::denial::{Denial, WHO_DECIDES};
-use super::set::PolicySet;
+use super::set::{CREDENTIAL, DATABASE, PolicySet};
 use crate::sql::{MaskUse, Statement, Table, Verb, unambiguous};
 
 /// Who asks, proven by cgroup and token.
@@ -56,11 +56,21 @@ pub enum Operation<'a> {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// `rule`: the ids of the permitting policies, comma-separated.
+    /// `rule`: the ids of the permitting policies, comma-separated. `login` is of connecting alone.
     Allow {
         rule: String,
+        login: Login,
     },
     Deny(Denial),
+}
+
+/// What the policies that permit a session choose for it, whatever the agent asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Login {
+    /// `@credential`: one of the target's named credentials, in place of its own.
+    pub credential: Option<String>,
+    /// `@database`: the database that is opened.
+    pub database: Option<String>,
 }
 
 /// Decides. Pure: the same arguments always give the same verdict.
@@ -70,16 +80,19 @@ pub fn evaluate(policies: &PolicySet, principal: &Principal, operation: &Operati
             target,
             database,
             user,
-        } => connect(policies, principal, target, database, user),
+        } => connect(policies, principal, target, database, user)
+            .and_then(|rules| Ok((chosen(policies, &rules)?, rules))),
         Operation::Sql {
             target,
             database,
             statement,
-        } => sql(policies, principal, target, database, statement),
+        } => sql(policies, principal, target, database, statement)
+            .map(|rules| (Login::default(), rules)),
     };
     match decided {
-        Ok(rules) => Verdict::Allow {
+        Ok((login, rules)) => Verdict::Allow {
             rule: rules.into_iter().collect::<Vec<_>>().join(", "),
+            login,
         },
         Err(denial) => Verdict::Deny(denial),
     }
@@ -105,6 +118,34 @@ fn connect(
         subject: format!("connect to database {database} as {user}"),
     };
     asking.ask(&policies.all, vec![question], context)
+}
+
+/// What the permitting policies choose. A policy that chooses nothing leaves the choice to the others.
+fn chosen(policies: &PolicySet, rules: &Rules) -> Result<Login, Denial> {
+    Ok(Login {
+        credential: the_same(policies, rules, CREDENTIAL)?,
+        database: the_same(policies, rules, DATABASE)?,
+    })
+}
+
+/// The annotation's value, if all policies that have it agree.
+fn the_same(
+    policies: &PolicySet,
+    rules: &Rules,
+    annotation: &'static str,
+) -> Result<Option<String>, Denial> {
+    let mut first: Option<(&str, &str)> = None;
+    for rule in rules {
+        let Some(value) = policies.annotation(&PolicyId::new(rule), annotation) else {
+            continue;
+        };
+        match first {
+            None => first = Some((rule, value)),
+            Some((_, same)) if same == value => {}
+            Some((other, _)) => return Err(Denial::ambiguous(annotation, other, rule)),
+        }
+    }
+    Ok(first.map(|(_, value)| value.to_owned()))
 }
 
 fn sql(

@@ -26,6 +26,7 @@ pub mod decide;
 pub mod driver;
 pub mod forward;
 pub mod identify;
+pub mod keepalive;
 pub mod mask;
 pub mod record;
 pub mod watch;

@@ -27,6 +27,10 @@ struct Case {
     #[serde(default = "report_bot_name")]
     agent: String,
     process: Option<ProcessCase>,
+    groups: Option<Vec<String>>,
+    /// What the policies choose for the session.
+    credential: Option<String>,
+    database: Option<String>,
     /// The rule that denies; absent: allowed.
     deny: Option<String>,
     /// A part of the denial's message.
@@ -52,15 +56,23 @@ impl Case {
         Principal {
             agent: self.agent.clone(),
             process: process.unwrap_or_else(psql),
+            groups: self.groups.clone().unwrap_or(report_bot().groups),
             ..report_bot()
         }
     }
 
-    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<Vec<String>, Denial> {
+    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<Login, Denial> {
         let principal = self.principal();
         match &self.sql {
-            Some(text) => decide_as(&principal, policies, text, masks),
-            None => decide_connect(&principal, policies).map(|rule| vec![rule]),
+            Some(text) => decide_as(&principal, policies, text, masks).map(|_| Login::default()),
+            None => decide_connect(&principal, policies),
+        }
+    }
+
+    fn login(&self) -> Login {
+        Login {
+            credential: self.credential.clone(),
+            database: self.database.clone(),
         }
     }
 }
@@ -115,14 +127,14 @@ fn masks(columns: &[String]) -> Vec<MaskRule> {
     columns.iter().map(rule).collect()
 }
 
-fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<String, Denial> {
+fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<Login, Denial> {
     let operation = Operation::Connect {
         target: "shop",
         database: "shop",
         user: "app",
     };
     match evaluate(policies, principal, &operation) {
-        Verdict::Allow { rule } => Ok(rule),
+        Verdict::Allow { login, .. } => Ok(login),
         Verdict::Deny(denial) => Err(denial),
     }
 }
@@ -146,7 +158,7 @@ fn decide_as(
             statement,
         };
         match evaluate(policies, principal, &operation) {
-            Verdict::Allow { rule } => rules.push(rule),
+            Verdict::Allow { rule, .. } => rules.push(rule),
             Verdict::Deny(denial) => return Err(denial),
         }
     }
@@ -176,7 +188,7 @@ fn check_cases(profile: &str) {
     let wrong = cases.case.iter().filter_map(|case| {
         let got = case.decide(&policies, &masks);
         let right = match (&got, &case.deny) {
-            (Ok(_), None) => true,
+            (Ok(login), None) => *login == case.login(),
             (Err(denial), Some(rule)) => {
                 denial.rule == *rule
                     && case
@@ -213,6 +225,11 @@ fn allow_all_cases() {
 #[test]
 fn known_programs_cases() {
     check_cases("known-programs");
+}
+
+#[test]
+fn mapped_roles_cases() {
+    check_cases("mapped-roles");
 }
 
 /// A policy that asks for a digest must first ask whether there is one: else it does not load.
@@ -268,7 +285,7 @@ fn connecting() {
             user,
         };
         match evaluate(&policies, principal, &operation) {
-            Verdict::Allow { rule } => rule,
+            Verdict::Allow { rule, .. } => rule,
             Verdict::Deny(denial) => denial.rule,
         }
     };

@@ -85,7 +85,7 @@ impl Judge {
         let mut allowed = Vec::with_capacity(analysed.facts.statements.len());
         for (statement, shown) in analysed.facts.statements.iter().zip(&analysed.shown) {
             match self.statement(statement, derived) {
-                Verdict::Allow { rule } => allowed.push(line(statement, shown.clone(), rule)),
+                Verdict::Allow { rule, .. } => allowed.push(line(statement, shown.clone(), rule)),
                 Verdict::Deny(denial) => {
                     return Ruling::Denied(Box::new(Denied {
                         denial,

@@ -26,6 +26,7 @@ pub mod cancel;
 pub mod catalogue;
 mod conversation;
 mod greeting;
+mod idle;
 mod login;
 mod open;
 mod opening;
@@ -43,7 +44,9 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
         identified.host(),
         identified.accepted().flow().original.ip(),
     );
-    let greeted = match greeting::read(identified.into_socket(), &reception).await {
+    let socket = identified.into_socket();
+    opening.keep_alive(&socket);
+    let greeted = match greeting::read(socket, &reception).await {
         Ok(greeted) => greeted,
         Err(misunderstood) => {
             let Misunderstood { error, stream } = *misunderstood;

@@ -9,6 +9,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use super::agent_stream::AgentStream;
 use super::cancel::Issued;
 use super::catalogue::Catalogues;
+use super::idle::Activity;
 use super::relay::{self, RelayError, Session};
 use super::upstream::Connection;
 use crate::app::Gateway;
@@ -63,13 +64,17 @@ impl Open {
             ..
         } = self;
         let Connection {
-            mut reader,
+            reader,
             mut writer,
             buffer: early,
             ..
         } = connection;
-        let (mut agent_reader, mut agent_writer) = stream.into_split();
+        let (agent_reader, mut agent_writer) = stream.into_split();
         let (said, buffered) = (agent_reader.said(), buffer.len());
+        let activity = Activity::new();
+        let mut agent_reader = activity.of(agent_reader);
+        let mut reader = activity.of(reader);
+        let idle_timeout = judge.target.idle_timeout;
         let ended = {
             let agent_writer = &mut agent_writer;
             let relayed = async {
@@ -102,6 +107,7 @@ impl Open {
             tokio::select! {
                 ended = relayed => Ended::Relay(ended),
                 () = gateway.stopping() => Ended::Shutdown,
+                () = activity.over(idle_timeout, || shared.is_busy()) => Ended::Idle,
             }
         };
         for outcome in shared
@@ -138,6 +144,7 @@ impl Open {
 enum Ended {
     Relay(Result<(), RelayError>),
     Shutdown,
+    Idle,
 }
 
 impl Ended {
@@ -157,6 +164,11 @@ impl Ended {
                 SessionOutcome::Shutdown,
                 "57P01",
                 "the gateway is shutting down",
+            ),
+            Ended::Idle => (
+                SessionOutcome::Idle,
+                "57P05",
+                "terminating connection due to idle-session timeout",
             ),
             Ended::Relay(Err(RelayError::Agent(error) | RelayError::Target(error))) => {
                 let (stage, denial) = relay::protocol_denial(error);

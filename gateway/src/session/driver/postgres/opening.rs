@@ -1,10 +1,12 @@
 //! Opening: from an identified agent's StartupMessage to a session that is logged in and on record.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::cancel::{Backend, Cancelled, Issued, KeyLength};
@@ -13,25 +15,21 @@ use super::greeting::fatal;
 use super::open::Open;
 use super::parameters;
 use super::relay::Session;
-use super::upstream::{self, Connection, Dial, UpstreamError};
+use super::upstream::{Connection, Dial};
 use crate::app::Gateway;
 use crate::audit::event::{Event, SessionId, Stage, Who};
 use crate::config::Target;
-use crate::intercept::dns::DnsError;
-use crate::policy::{Denial, Principal, Verdict};
-use crate::protocol::postgres::backend;
+use crate::policy::{Denial, Login, Principal, Verdict};
 use crate::protocol::postgres::encode::ErrorText;
 use crate::protocol::postgres::startup::{MAJOR, NEWEST_MINOR, Startup};
 use crate::session::decide::{Derived, Judge, Ruling};
 use crate::session::identify::Identified;
+use crate::session::keepalive;
 use crate::session::record::{EvidenceError, Recorder, denial_event};
-use crate::session::watch;
 use crate::sql::strings::Strings;
 use crate::store::recordings::{self, RecordingWriter};
 
-/// Where the session looks up names that have no schema, in order; pg_catalog is left out.
-const SCHEMAS: &str =
-    "SELECT pg_catalog.unnest(pg_catalog.current_schemas(false))::pg_catalog.text";
+mod reach;
 
 /// A session that is not open yet.
 #[derive(Debug)]
@@ -52,7 +50,7 @@ pub(super) struct Opening {
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) stage: Stage,
-    sqlstate: &'static str,
+    sqlstate: Cow<'static, str>,
     pub(super) denial: Denial,
 }
 
@@ -60,19 +58,19 @@ impl Refusal {
     pub(super) fn new(stage: Stage, sqlstate: &'static str, denial: Denial) -> Self {
         Self {
             stage,
-            sqlstate,
+            sqlstate: sqlstate.into(),
             denial,
         }
     }
 
     pub(super) fn text(&self) -> ErrorText<'_> {
-        fatal(&self.denial, self.sqlstate)
+        fatal(&self.denial, &self.sqlstate)
     }
 }
 
 fn refusal(
     stage: Stage,
-    sqlstate: &'static str,
+    sqlstate: impl Into<Cow<'static, str>>,
     rule: &str,
     message: String,
     detail: String,
@@ -80,7 +78,7 @@ fn refusal(
 ) -> Refusal {
     Refusal {
         stage,
-        sqlstate,
+        sqlstate: sqlstate.into(),
         denial: Denial {
             rule: rule.to_owned(),
             message,
@@ -133,6 +131,13 @@ impl Opening {
         ))
     }
 
+    /// An agent's socket is this host's own, but a network namespace can be far away.
+    pub(super) fn keep_alive(&self, socket: &TcpStream) {
+        if let Err(error) = keepalive::set(socket, self.target.keepalive) {
+            tracing::debug!(session = %self.session, %error, "keep-alive was refused");
+        }
+    }
+
     pub(super) fn deny(&self, stage: Stage, denial: &Denial, gateway: &Gateway) {
         tracing::warn!(session = %self.session, agent = self.who.agent, rule = denial.rule, "session refused");
         let event = denial_event(Some(self.session), &self.who, stage, None, None, denial);
@@ -172,14 +177,19 @@ impl Opening {
                 "startup:parameter",
                 format!("start-up parameter \"{}\" is not allowed", refused.name),
                 format!("Rule startup:parameter: {}.", refused.reason),
-                "Connect without it.",
+                refused.hint,
             )
         })?;
         self.who.database = Some(parameters.database.clone());
         self.who.db_user = Some(parameters.user.clone());
-        let (judge, rule) = self.judge(&parameters, gateway)?;
+        let (judge, rule, login) = self.judge(&parameters, gateway)?;
         Self::permit_settings(&judge, &parameters).await?;
-        let (dial, mut connection) = self.connect(&parameters, gateway).await?;
+        let place = self.place(gateway)?;
+        let (dial, mut connection) = self
+            .connect(&judge.database, &login, &parameters.settings, gateway)
+            .await?;
+        connection.place = Some(place);
+        self.who.db_role = Some(dial.credential.user.clone());
         let catalogues = gateway.catalogues(&dial);
         self.plain_search_path(&mut connection).await?;
         let catalogue = catalogues.current().await.map_err(|error| {
@@ -254,19 +264,43 @@ impl Opening {
         })
     }
 
+    /// May this agent have a session here, and as whom? From here on `who` has the database that is opened.
     fn judge(
-        &self,
+        &mut self,
         parameters: &parameters::Accepted,
         gateway: &Gateway,
-    ) -> Result<(Judge, String), Refusal> {
+    ) -> Result<(Judge, String, Login), Refusal> {
+        let mut judge = Judge {
+            policies: Arc::clone(&gateway.policies),
+            principal: self.principal.clone(),
+            target: Arc::clone(&self.target),
+            database: parameters.database.clone(),
+            analyst: Arc::clone(&gateway.analyst),
+        };
+        let (rule, login) = match judge.connect(&parameters.user) {
+            Verdict::Allow { rule, login } => (rule, login),
+            Verdict::Deny(denial) => {
+                return Err(Refusal {
+                    stage: Stage::Connect,
+                    sqlstate: "42501".into(),
+                    denial,
+                });
+            }
+        };
+        if let Some(database) = &login.database
+            && *database != judge.database
+        {
+            self.who.database_asked = self.who.database.replace(database.clone());
+            judge.database.clone_from(database);
+        }
         if let Some(only) = &self.target.database
-            && *only != parameters.database
+            && *only != judge.database
         {
             return Err(refusal(
                 Stage::Connect,
                 "42501",
                 "target:database",
-                format!("database \"{}\" is not open to agents", parameters.database),
+                format!("database \"{}\" is not open to agents", judge.database),
                 format!(
                     "Rule target:database: target \"{}\" allows database \"{only}\" alone.",
                     self.target.name
@@ -274,21 +308,7 @@ impl Opening {
                 "Connect to that database.",
             ));
         }
-        let judge = Judge {
-            policies: Arc::clone(&gateway.policies),
-            principal: self.principal.clone(),
-            target: Arc::clone(&self.target),
-            database: parameters.database.clone(),
-            analyst: Arc::clone(&gateway.analyst),
-        };
-        match judge.connect(&parameters.user) {
-            Verdict::Allow { rule } => Ok((judge, rule)),
-            Verdict::Deny(denial) => Err(Refusal {
-                stage: Stage::Connect,
-                sqlstate: "42501",
-                denial,
-            }),
-        }
+        Ok((judge, rule, login))
     }
 
     /// A setting brought along is decided as the SET that it amounts to.
@@ -306,135 +326,12 @@ impl Opening {
             if let Ruling::Denied(denied) = ruling {
                 return Err(Refusal {
                     stage: Stage::Startup,
-                    sqlstate: "42501",
+                    sqlstate: "42501".into(),
                     denial: denied.denial,
                 });
             }
         }
         Ok(())
-    }
-
-    /// Logs in at the first address of the target that can be reached. Whoever refuses a login speaks for the
-    /// target: another address is not asked.
-    async fn connect(
-        &self,
-        parameters: &parameters::Accepted,
-        gateway: &Gateway,
-    ) -> Result<(Dial, Connection), Refusal> {
-        let dns = gateway.identities.dns();
-        let addresses = dns
-            .dial_addresses(&self.target, self.host.as_deref(), self.original)
-            .await
-            .map_err(|error| self.unresolved(&error))?;
-        let begun = Instant::now();
-        let mut failed = None;
-        for address in addresses {
-            if failed.is_some() && begun.elapsed() > watch::DIAL {
-                break;
-            }
-            let dial = self.dial(address, &parameters.database, gateway)?;
-            match upstream::connect(&dial, &parameters.settings).await {
-                Ok(connection) => return Ok((dial, connection)),
-                Err(error @ UpstreamError::Dial(_)) => {
-                    tracing::warn!(session = %self.session, %address, %error, "an address of the target does not answer");
-                    failed = Some(error);
-                }
-                Err(error) => return Err(self.unreachable(&error)),
-            }
-        }
-        let none = || UpstreamError::Dial(std::io::ErrorKind::AddrNotAvailable.into());
-        Err(self.unreachable(&failed.unwrap_or_else(none)))
-    }
-
-    fn dial(
-        &self,
-        address: SocketAddr,
-        database: &str,
-        gateway: &Gateway,
-    ) -> Result<Dial, Refusal> {
-        gateway
-            .dial(&self.target, address, self.host.as_deref(), database)
-            .ok_or_else(|| {
-                refusal(
-                    Stage::Upstream,
-                    "08001",
-                    "target:credential",
-                    format!("target \"{}\" is not ready", self.target.name),
-                    "Its credential or TLS roots could not be loaded.".to_owned(),
-                    "Ask the operator to run `sluice check`.",
-                )
-            })
-    }
-
-    fn unresolved(&self, error: &DnsError) -> Refusal {
-        tracing::warn!(session = %self.session, target = self.target.name, %error, "no address of the target");
-        refusal(
-            Stage::Upstream,
-            "08001",
-            "target:unresolved",
-            format!(
-                "target \"{}\" has no address to connect to",
-                self.target.name
-            ),
-            error.to_string(),
-            "This is between the gateway and its resolver: ask the operator.",
-        )
-    }
-
-    /// Names without a schema are decided as tables of `public`. A role whose search_path finds them
-    /// elsewhere (`ALTER ROLE … SET search_path`, or a schema of the role's own name) would run
-    /// something else than what was decided.
-    async fn plain_search_path(&self, connection: &mut Connection) -> Result<(), Refusal> {
-        let rows = upstream::ask(connection, SCHEMAS)
-            .await
-            .map_err(|error| self.unreachable(&error))?;
-        let schemas: Vec<&str> = rows
-            .iter()
-            .flatten()
-            .map(|schema| schema.as_deref().unwrap_or_default())
-            .collect();
-        if let [] | ["public"] = schemas[..] {
-            return Ok(());
-        }
-        Err(refusal(
-            Stage::Upstream,
-            "42501",
-            "target:search-path",
-            format!(
-                "target \"{}\" looks tables up in other schemas than public",
-                self.target.name
-            ),
-            format!(
-                "Rule target:search-path: the database role's search_path is {}.",
-                schemas.join(", ")
-            ),
-            "Ask the operator to give the role the search_path \"public\"; other schemas can be named in statements.",
-        ))
-    }
-
-    fn unreachable(&self, error: &UpstreamError) -> Refusal {
-        tracing::warn!(session = %self.session, target = self.target.name, %error, "no connection to the target");
-        // A missing database is the agent's own mistake: it hears the server's words.
-        let said = match error {
-            UpstreamError::Refused { sqlstate, message } if sqlstate == "3D000" => {
-                backend::error_fields(message).ok().and_then(|fields| {
-                    fields
-                        .iter()
-                        .find(|(code, _)| *code == b'M')
-                        .map(|(_, text)| String::from_utf8_lossy(text).into_owned())
-                })
-            }
-            _ => None,
-        };
-        let sqlstate = if said.is_some() { "3D000" } else { "08006" };
-        refusal(
-            Stage::Upstream,
-            sqlstate,
-            "target:unreachable",
-            said.unwrap_or_else(|| format!("no connection to target \"{}\"", self.target.name)),
-            error.to_string(),
-            "This is between the gateway and the target: ask the operator.",
-        )
     }
 
     /// Creates the recording and writes `session.open`.
@@ -467,7 +364,7 @@ impl Opening {
             rule,
             upstream: dial.address.to_string(),
             backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
-            tls: connection.tls,
+            tls: connection.tls(),
             agent_tls: self.agent_tls.map(str::to_owned),
             recording: recordings::file_name(self.session),
         })?;

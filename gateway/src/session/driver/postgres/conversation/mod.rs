@@ -123,6 +123,11 @@ impl Conversation {
         self.strings = Strings::Uncertain;
     }
 
+    /// Whether the server still has to answer something.
+    pub fn is_waiting(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Whether the next message has to wait for answers. A server that skips gives none.
     pub fn is_full(&self) -> bool {
         self.pending.len() >= MAX_IN_FLIGHT && !self.is_skipping()

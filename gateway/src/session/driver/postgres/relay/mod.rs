@@ -1,7 +1,7 @@
 //! The session's two directions, read at the same time so that neither can hold up the other.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -51,6 +51,11 @@ pub struct Session {
 }
 
 impl Session {
+    /// Whether a statement runs, or its answer is on its way to the agent.
+    pub fn is_busy(&self) -> bool {
+        self.delivering.load(Ordering::Relaxed) || self.conversation().is_waiting()
+    }
+
     fn conversation(&self) -> MutexGuard<'_, Conversation> {
         self.conversation
             .lock()
