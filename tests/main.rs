@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod agent_tls;
 mod broker;
 mod bypass;
 mod cancel;

@@ -527,6 +527,7 @@ pub(crate) mod tests {
             upstream: "127.0.0.1:5432".into(),
             backend_pid: 4711,
             tls: false,
+            agent_tls: Some("TLSv1.3".to_owned()),
             recording: format!("{}.slrec", session(n)),
         }
     }

@@ -338,3 +338,172 @@ fn pem(label: &str, der: &[u8]) -> String {
     out.push_str("-----\n");
     out
 }
+
+#[cfg(test)]
+mod tests {
+    use x509_parser::extensions::GeneralName;
+
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn open(folder: &Path) -> Result<Authority, AuthorityError> {
+        let tls = Tls {
+            directory: folder.to_owned(),
+        };
+        Authority::open(&tls, "host.example", SystemTime::now())
+    }
+
+    fn names(names: &[&str]) -> Vec<String> {
+        names.iter().map(|&name| name.to_owned()).collect()
+    }
+
+    #[test]
+    fn leaves_are_for_their_names_and_a_day() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = open(folder.path()).unwrap();
+        let now = SystemTime::now();
+        let long = format!("{}.example", "a".repeat(60));
+        let leaf = authority
+            .leaf(&names(&[&long, "db.example", "10.0.0.7", "fd00::1"]), now)
+            .unwrap();
+        let chain = &leaf.key.cert;
+        assert_eq!(chain.len(), 1);
+        let (_, parsed) = X509Certificate::from_der(&chain[0]).unwrap();
+        let pem = fs::read(folder.path().join("ca.pem")).unwrap();
+        let ours = CertificateDer::from_pem_slice(&pem).unwrap();
+        let (_, ours) = X509Certificate::from_der(&ours).unwrap();
+        parsed.verify_signature(Some(ours.public_key())).unwrap();
+        assert_eq!(parsed.issuer(), ours.subject());
+        assert!(!parsed.is_ca());
+        let subject = parsed.subject_alternative_name().unwrap().unwrap();
+        let found: Vec<String> = subject
+            .value
+            .general_names
+            .iter()
+            .map(|name| match name {
+                GeneralName::DNSName(name) => (*name).to_owned(),
+                GeneralName::IPAddress(bytes) => format!("{} bytes", bytes.len()),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(found, [&long, "db.example", "4 bytes", "16 bytes"]);
+        let validity = parsed.validity();
+        let seconds = validity.not_after.timestamp() - validity.not_before.timestamp();
+        assert_eq!(seconds, 24 * 3600);
+        assert!(authority.leaf(&[], now).is_err());
+        assert!(authority.leaf(&names(&["nö"]), now).is_err());
+    }
+
+    #[test]
+    fn leaves_are_kept_and_renewed() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority = open(folder.path()).unwrap();
+        let now = SystemTime::now();
+        let end_point = |name: &str, at| authority.leaf(&names(&[name]), at).unwrap().end_point;
+        let first = end_point("a.example", now);
+        assert_eq!(end_point("a.example", now + 10 * HOUR), first);
+        assert_ne!(end_point("b.example", now), first);
+        let renewed = end_point("a.example", now + 12 * HOUR);
+        assert_ne!(renewed, first);
+        // A clock that goes back: what is not valid yet is not shown.
+        assert_ne!(end_point("a.example", now), renewed);
+    }
+
+    #[test]
+    fn an_authority_of_ones_own_below_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let root_key = rcgen::KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, "root");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let root = Issuer::new(params.clone(), root_key);
+        let key = rcgen::KeyPair::generate().unwrap();
+        params.distinguished_name.push(DnType::CommonName, "below");
+        let ours = params.signed_by(&key, &root).unwrap();
+        write(
+            &folder.path().join("ca.key"),
+            key.serialize_pem().as_bytes(),
+            0o600,
+        )
+        .unwrap();
+        write(&folder.path().join("ca.pem"), ours.pem().as_bytes(), 0o644).unwrap();
+        let authority = open(folder.path()).unwrap();
+        let leaf = authority.leaf(&names(&["a.example"]), SystemTime::now());
+        let chain = &leaf.unwrap().key.cert;
+        assert_eq!(&chain[1..], [ours.der().clone()]);
+    }
+
+    #[test]
+    fn what_is_unsafe_or_unfit_is_refused() {
+        type Spoil = fn(&Path);
+        let cases: [(&str, Spoil, &str); 6] = [
+            (
+                "the group reads the key",
+                |folder| {
+                    let mode = fs::Permissions::from_mode(0o640);
+                    fs::set_permissions(folder.join("ca.key"), mode).unwrap();
+                },
+                "chmod 600",
+            ),
+            (
+                "others write the folder",
+                |folder| {
+                    let mode = fs::Permissions::from_mode(0o757);
+                    fs::set_permissions(folder, mode).unwrap();
+                },
+                "chmod 755",
+            ),
+            (
+                "no certificate",
+                |folder| fs::remove_file(folder.join("ca.pem")).unwrap(),
+                "remove ca.key",
+            ),
+            (
+                "no key",
+                |folder| fs::write(folder.join("ca.key"), "-----BEGIN").unwrap(),
+                "not an ECDSA P-256 key",
+            ),
+            (
+                "a key of another kind",
+                |folder| {
+                    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).unwrap();
+                    fs::write(folder.join("ca.key"), key.serialize_pem()).unwrap();
+                },
+                "not an ECDSA P-256 key",
+            ),
+            (
+                "another's certificate",
+                |folder| {
+                    let other = tempfile::tempdir().unwrap();
+                    open(other.path()).unwrap();
+                    fs::copy(other.path().join("ca.pem"), folder.join("ca.pem")).unwrap();
+                },
+                "another key",
+            ),
+        ];
+        for (name, spoil, expected) in cases {
+            let folder = tempfile::tempdir().unwrap();
+            let folder = folder.path().join("tls");
+            open(&folder).unwrap();
+            spoil(&folder);
+            let error = open(&folder).unwrap_err().to_string();
+            assert!(error.contains(expected), "{name}: {error}");
+            assert!(!error.contains("PRIVATE"), "{name}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_authority_out_of_its_time_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        open(folder.path()).unwrap();
+        let tls = Tls {
+            directory: folder.path().to_owned(),
+        };
+        let later = SystemTime::now() + VALIDITY + HOUR;
+        let error = Authority::open(&tls, "host", later)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("is valid from"), "{error}");
+    }
+}

@@ -206,6 +206,8 @@ fn text(cursor: &mut Cursor<'_>, what: &'static str) -> Result<String, ProtocolE
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn packet(body: &[u8]) -> BytesMut {
@@ -241,6 +243,126 @@ mod tests {
     }
 
     #[test]
+    fn another_versions_packet_is_not_read() {
+        for (body, version) in [
+            (&b"\0\x02\0\0database with a fixed length"[..], (2, 0)),
+            (b"\0\x04\0\0", (4, 0)),
+            (b"\x12\x34\x56\x78\xff", (0x1234, 0x5678)),
+        ] {
+            let Ok(Some(FirstPacket::Startup(startup))) = decode(&mut packet(body)) else {
+                panic!("{version:?}");
+            };
+            assert_eq!((startup.major, startup.minor), version);
+            assert_eq!(startup.parameters, []);
+        }
+    }
+
+    /// PostgreSQL 18's answers.
+    #[test]
+    fn what_is_negotiated() {
+        for (minor, options, expected) in [
+            (0, &[][..], None),
+            (1, &[], None),
+            (2, &[], None),
+            (3, &[], Some((2, vec![]))),
+            (9999, &[], Some((2, vec![]))),
+            (0, &["_pq_.a"], Some((0, vec!["_pq_.a"]))),
+            (
+                1,
+                &["_pq_.b", "_pq_.a"],
+                Some((1, vec!["_pq_.b", "_pq_.a"])),
+            ),
+            (2, &["_PQ_.a"], None),
+            (7, &["_pq_.a"], Some((2, vec!["_pq_.a"]))),
+        ] {
+            let mut startup = Startup::of_request(3 << 16 | minor);
+            startup
+                .parameters
+                .push(("user".to_owned(), "ana".to_owned()));
+            for option in options {
+                startup
+                    .parameters
+                    .push(((*option).to_owned(), "1".to_owned()));
+            }
+            let negotiation = startup.negotiation();
+            let found = negotiation.map(|found| (found.minor, found.unsupported));
+            assert_eq!(found, expected, "3.{minor} {options:?}");
+        }
+    }
+
+    #[test]
+    fn answers_to_a_demand_for_a_password() {
+        let answer = |bytes: &[u8]| decode_answer(&mut BytesMut::from(bytes));
+        assert_eq!(answer(b""), Ok(None));
+        assert_eq!(answer(b"p\0\0"), Ok(None));
+        assert_eq!(answer(b"p\0\0\0\x06a"), Ok(None));
+        assert_eq!(
+            answer(b"p\0\0\0\x06ab"),
+            Ok(Some(Bytes::from_static(b"ab")))
+        );
+        for hostile in [
+            &b"Q"[..],
+            b"Q\0\0\0\x06ab",
+            b"p\0\0\0\x03",
+            b"p\xff\xff\xff\xff",
+            b"p\0\x01\0\x04",
+        ] {
+            assert!(answer(hostile).is_err(), "{hostile:?}");
+        }
+    }
+
+    proptest! {
+        /// Where a packet is cut makes no difference, what follows it stays, and what was sent is what is read.
+        #[test]
+        fn every_split_reads_the_same(
+            minor in 0u32..12,
+            pairs in proptest::collection::vec(("[a-z_.]{1,12}", "[ -~]{0,20}"), 0..6),
+            behind in proptest::collection::vec(any::<u8>(), 0..8),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut body = (3 << 16 | minor).to_be_bytes().to_vec();
+            for (name, value) in &pairs {
+                body.extend_from_slice(format!("{name}\0{value}\0").as_bytes());
+            }
+            body.push(0);
+            let whole = packet(&body);
+            let at = cut.index(whole.len());
+            let mut buffer = BytesMut::from(&whole[..at]);
+            prop_assert_eq!(decode(&mut buffer), Ok(None));
+            buffer.extend_from_slice(&whole[at..]);
+            buffer.extend_from_slice(&behind);
+            let Ok(Some(FirstPacket::Startup(startup))) = decode(&mut buffer) else {
+                return Err(TestCaseError::fail("it is in order"));
+            };
+            prop_assert_eq!(&buffer[..], &behind[..]);
+            prop_assert_eq!(u32::from(startup.minor), minor);
+            let options = pairs.iter().filter(|(name, _)| name.starts_with("_pq_."));
+            let unsupported = options.count();
+            prop_assert_eq!(startup.negotiation().is_some(), minor > 2 || unsupported > 0);
+            prop_assert_eq!(startup.parameters, pairs);
+        }
+
+        #[test]
+        fn cancel_keys_of_4_to_256_bytes(pid in any::<u32>(), key in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut body = CANCEL.to_be_bytes().to_vec();
+            body.extend_from_slice(&pid.to_be_bytes());
+            body.extend_from_slice(&key);
+            let read = decode(&mut packet(&body));
+            match key.len() {
+                4..=256 => prop_assert_eq!(read, Ok(Some(FirstPacket::Cancel { pid, key }))),
+                _ => prop_assert!(read.is_err()),
+            }
+        }
+
+        #[test]
+        fn any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..80)) {
+            let _ = decode(&mut BytesMut::from(&bytes[..]));
+            let _ = decode(&mut packet(&bytes));
+            let _ = decode_answer(&mut BytesMut::from(&bytes[..]));
+        }
+    }
+
+    #[test]
     fn hostile_packets_are_errors() {
         for (name, bytes) in [
             ("length 0", &b"\0\0\0\0\0\0\0\0"[..]),
@@ -248,6 +370,10 @@ mod tests {
             ("length 2^31-1", b"\x7f\xff\xff\xff\0\0\0\0"),
             ("negative", b"\xff\xff\xff\xff\0\0\0\0"),
             ("direct TLS", b"\x16\x03\x01\x02\0\x01\0"),
+            (
+                "a cancel key of 3 bytes",
+                b"\0\0\0\x0f\x04\xd2\x16\x2e\0\0\0\x07abc",
+            ),
             ("ssl with a tail", b"\0\0\0\x09\x04\xd2\x16\x2f!"),
             ("no terminator", b"\0\0\0\x0c\0\x03\0\0user"),
             ("tail after the list", b"\0\0\0\x0b\0\x03\0\0\0ab"),

@@ -79,6 +79,17 @@ impl AgentStream {
     }
 }
 
+/// Many clients close without TLS's goodbye. That is an end like any other: where one message ends is said in the
+/// message, so nothing that was cut off passes for whole.
+fn ended(polled: Poll<io::Result<()>>) -> Poll<io::Result<()>> {
+    match polled {
+        Poll::Ready(Err(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+            Poll::Ready(Ok(()))
+        }
+        polled => polled,
+    }
+}
+
 impl AgentReader {
     pub fn said(&self) -> Said {
         self.said.clone()
@@ -93,7 +104,7 @@ impl AsyncRead for AgentStream {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             AgentStream::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
-            AgentStream::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            AgentStream::Tls(stream) => ended(Pin::new(stream).poll_read(cx, buffer)),
         }
     }
 }
@@ -135,7 +146,7 @@ impl AsyncRead for AgentReader {
         let reader = self.get_mut();
         let polled = match &mut reader.half {
             ReadHalf::Plain(half) => Pin::new(half).poll_read(cx, buffer),
-            ReadHalf::Tls(half) => Pin::new(half).poll_read(cx, buffer),
+            ReadHalf::Tls(half) => ended(Pin::new(half).poll_read(cx, buffer)),
         };
         if buffer.filled().len() > before {
             reader.said.0.store(true, Ordering::Relaxed);
