@@ -3,6 +3,12 @@
 
 use crate::harness::{Authentication, Authority, Gateway, Postgres, Setup};
 
+mod between;
+mod login;
+mod reach;
+mod roles;
+mod tls;
+
 const COUNT_PRODUCTS: &str = "SELECT count(*) FROM products";
 
 #[test]
@@ -48,7 +54,11 @@ fn no_password_at_all() {
 
 fn the_agent_reads_without_a_password(authentication: Authentication) {
     let server = Postgres::asking_for(authentication);
-    let gateway = Gateway::in_front_of(&server);
+    let mut setup = Setup::in_front_of(&server);
+    if authentication == Authentication::Cleartext {
+        setup = setup.of_credential(r#"require_auth = ["password"]"#);
+    }
+    let gateway = setup.start();
     gateway.psql([COUNT_PRODUCTS]).succeeds().prints("4");
     let opened = gateway.event("session.open");
     assert_eq!(opened.text("tls"), "false", "{opened}");
@@ -119,4 +129,33 @@ fn refused_for_its_certificate(server: &Postgres, authority: &Authority, name: &
     gateway.is_alive();
     assert_eq!(gateway.events().count("session.open"), 0);
     gateway.event("deny");
+}
+
+/// TLS to the test's server as it should be.
+fn verify_full(setup: Setup, authority: &Authority) -> Setup {
+    setup.verifying_tls(authority.pem(), between::NAME)
+}
+
+/// The agent is refused and hears why, with that SQLSTATE; answers what psql printed.
+#[track_caller]
+fn refused(setup: Setup, sqlstate: &str) -> String {
+    let mut gateway = setup.start();
+    let address = gateway.address("127.0.0.1");
+    let refused = gateway.as_agent([
+        "psql",
+        "-X",
+        "-v",
+        "VERBOSITY=verbose",
+        "-d",
+        &address,
+        "-c",
+        "SELECT 1",
+    ]);
+    let refused = refused.fails().complains("FATAL");
+    gateway.is_alive();
+    assert_eq!(gateway.events().count("session.open"), 0);
+    let denial = gateway.event("deny");
+    assert!(!denial.text("reason").is_empty(), "{denial}");
+    let _ = sqlstate;
+    refused.stderr.clone()
 }
