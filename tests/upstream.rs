@@ -1,7 +1,7 @@
 //! How the gateway proves itself to the database: with the stored credential, in whatever way the server
 //! asks, over TLS where the target says so. The agent never has any of it.
 
-use crate::harness::{Authentication, Authority, Gateway, Postgres, Setup};
+use crate::harness::{Authentication, Authority, Gateway, Postgres, Script, Setup};
 
 mod between;
 mod login;
@@ -136,26 +136,29 @@ fn verify_full(setup: Setup, authority: &Authority) -> Setup {
     setup.verifying_tls(authority.pem(), between::NAME)
 }
 
-/// The agent is refused and hears why, with that SQLSTATE; answers what psql printed.
+/// The agent is refused with that SQLSTATE; answers what it heard, a line for each field of the error.
 #[track_caller]
 fn refused(setup: Setup, sqlstate: &str) -> String {
     let mut gateway = setup.start();
-    let address = gateway.address("127.0.0.1");
-    let refused = gateway.as_agent([
-        "psql",
-        "-X",
-        "-v",
-        "VERBOSITY=verbose",
-        "-d",
-        &address,
-        "-c",
-        "SELECT 1",
-    ]);
-    let refused = refused.fails().complains("FATAL");
+    let heard = error_at_the_start(&gateway);
     gateway.is_alive();
     assert_eq!(gateway.events().count("session.open"), 0);
+    assert!(heard.contains(&format!("C {sqlstate}\n")), "{heard}");
+    assert!(heard.starts_with("S FATAL\n"), "{heard}");
     let denial = gateway.event("deny");
     assert!(!denial.text("reason").is_empty(), "{denial}");
-    let _ = sqlstate;
-    refused.stderr.clone()
+    heard
+}
+
+/// What a client hears instead of being let in.
+#[track_caller]
+fn error_at_the_start(gateway: &Gateway) -> String {
+    let script = Script::plain(
+        gateway,
+        "startup_error.py",
+        include_str!("clients/startup_error.py"),
+    );
+    let port = gateway.database_port().to_string();
+    let client = gateway.as_agent(script.words(["127.0.0.1", &port]));
+    client.succeeds().text()
 }

@@ -58,3 +58,14 @@ impl Authority {
         self.issuer.pem()
     }
 }
+
+/// A server's certificate that nobody else signed, and that claims to be an authority's.
+pub fn self_signed(name: &str) -> Certificate {
+    let mut params = CertificateParams::new([name.to_owned()]).expect("it is a host name");
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().expect("a key can be made");
+    Certificate {
+        chain: params.self_signed(&key).expect("it can sign itself").pem(),
+        key: key.serialize_pem(),
+    }
+}

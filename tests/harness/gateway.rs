@@ -561,6 +561,11 @@ impl Gateway {
         self.root.path().join("run/sluice/broker.sock")
     }
 
+    /// The port of the database, which agents dial.
+    pub fn database_port(&self) -> u16 {
+        self.database
+    }
+
     /// The port the gateway listens on.
     pub fn port(&self) -> u16 {
         self.port.number

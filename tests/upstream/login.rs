@@ -3,7 +3,7 @@
 use super::between::{Between, Fake, Meddling, NAME, fatal};
 use super::{COUNT_PRODUCTS, refused, verify_full};
 use crate::harness::postgres::USER;
-use crate::harness::{Authentication, Authority, Gateway, Postgres, Setup};
+use crate::harness::{Authentication, Authority, Postgres, Setup};
 
 #[test]
 fn a_password_in_clear_goes_nowhere_without_tls() {
@@ -184,40 +184,33 @@ fn what_the_target_says_about_itself_is_passed_on() {
         ),
     ] {
         let server = Fake::saying(fatal(sqlstate, message));
-        let gateway = Setup::in_front_of_port(server.address.port()).start();
-        gateway
-            .psql([COUNT_PRODUCTS])
-            .fails()
-            .complains(&format!("FATAL:  {message}"))
-            .complains("said so, not the gateway");
-        assert_eq!(gateway.event("deny").text("rule"), "target:refused");
+        let heard = refused(Setup::in_front_of_port(server.address.port()), sqlstate);
+        assert!(heard.contains(&format!("M {message}\n")), "{heard}");
+        assert!(heard.contains("said so, not the gateway"), "{heard}");
     }
 }
 
 #[test]
 fn the_targets_own_limits_and_databases() {
     let server = Postgres::start();
-    let gateway = Setup::in_front_of(&server)
-        .as_superuser_of_any_database()
-        .start();
-    drop(gateway);
     server.admin("ALTER DATABASE shop CONNECTION LIMIT 0");
-    let gateway = Gateway::in_front_of(&server);
-    gateway
-        .psql([COUNT_PRODUCTS])
-        .fails()
-        .complains("FATAL:  too many connections for database \"shop\"");
+    let heard = refused(Setup::in_front_of(&server), "53300");
+    assert!(
+        heard.contains("M too many connections for database \"shop\"\n"),
+        "{heard}"
+    );
+
     server.admin("ALTER DATABASE shop CONNECTION LIMIT -1; ALTER ROLE shop_app CONNECTION LIMIT 0");
-    let denied = gateway.as_agent([
-        "psql",
-        "-X",
-        "-d",
-        &format!("host=127.0.0.1 port={} user=me dbname=shop", server.port()),
-        "-c",
-        COUNT_PRODUCTS,
-    ]);
-    let denied = denied.fails().complains("refused the connection");
-    assert!(!denied.stderr.contains("shop_app"), "{denied}");
+    let heard = refused(Setup::in_front_of(&server), "53300");
+    assert!(heard.contains("refused the connection"), "{heard}");
+    assert!(!heard.contains("shop_app"), "{heard}");
+
+    server.admin("ALTER DATABASE shop RENAME TO other");
+    let heard = refused(Setup::in_front_of(&server), "3D000");
+    assert!(
+        heard.contains("M database \"shop\" does not exist\n"),
+        "{heard}"
+    );
 }
 
 #[test]

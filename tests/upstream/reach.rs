@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
 use super::between::{Fake, NAME};
-use super::{COUNT_PRODUCTS, refused};
+use super::{COUNT_PRODUCTS, error_at_the_start, refused};
 use crate::harness::gateway::psql_words;
 use crate::harness::program::run;
 use crate::harness::{Authority, Gateway, Postgres, Setup};
@@ -15,7 +15,7 @@ fn the_next_address_is_tried_when_one_is_dead_or_breaks_tls() {
     let server = Postgres::with_tls(&authority.certificate_for(&[NAME]));
     // Nobody listens at 127.0.0.2.
     let _breaks = Fake::breaking_tls("127.0.0.3", server.port());
-    let gateway = Setup::in_front_of(&server)
+    let mut gateway = Setup::in_front_of(&server)
         .tls(
             r#"{ ca_file = "/etc/sluice/ca.pem", server_name = "db.internal" }"#,
             Some(authority.pem()),
@@ -33,6 +33,16 @@ fn the_next_address_is_tried_when_one_is_dead_or_breaks_tls() {
         format!("127.0.0.1:{}", server.port()),
         "{opened}"
     );
+    let log = gateway.stop();
+    for (address, error) in [
+        ("127.0.0.2", "the target cannot be reached"),
+        ("127.0.0.3", "TLS with the target failed"),
+    ] {
+        let tried = log
+            .lines()
+            .any(|line| line.contains(&format!("{address}:")) && line.contains(error));
+        assert!(tried, "{address}: {error}:\n{log}");
+    }
 }
 
 #[test]
@@ -56,7 +66,6 @@ fn the_next_address_is_tried_when_one_says_nothing() {
 #[test]
 fn a_refused_login_is_not_tried_elsewhere() {
     let server = Postgres::start();
-    server.admin("ALTER SYSTEM SET log_connections = on");
     let gateway = Setup::in_front_of(&server)
         .stored_password("not-the-password-of-shop_app")
         .of_target(&format!(
@@ -143,11 +152,12 @@ fn one_session_more_than_the_target_takes() {
         .start();
     let first = Held::open(&gateway);
     let second = Held::open(&gateway);
-    gateway
-        .psql([COUNT_PRODUCTS])
-        .fails()
-        .complains("FATAL:  sorry, too many clients already")
-        .complains("max_connections");
+    let heard = error_at_the_start(&gateway);
+    assert!(
+        heard.contains("C 53300\nM sorry, too many clients already\n"),
+        "{heard}"
+    );
+    assert!(heard.contains("max_connections"), "{heard}");
     let denial = gateway.event("deny");
     assert_eq!(denial.text("rule"), "target:full", "{denial}");
     first.close();
@@ -161,15 +171,15 @@ fn a_session_in_which_nothing_is_said_is_ended() {
     let server = Postgres::start();
     let gateway = Setup::in_front_of(&server)
         .policy("allow-all")
-        .of_target("idle_timeout_seconds = 2")
+        .of_target("idle_timeout_seconds = 4")
         .start();
     // A statement that runs longer is not idle.
     gateway
-        .psql(["SELECT pg_sleep(5)", "SELECT 'still here'"])
+        .psql(["SELECT pg_sleep(6)", "SELECT 'still here'"])
         .succeeds()
         .prints("still here");
     gateway
-        .psql(["SELECT 1", "\\! sleep 8", "SELECT 'still here'"])
+        .psql(["SELECT 1", "\\! sleep 10", "SELECT 'still here'"])
         .fails()
         .complains("FATAL:  terminating connection due to idle-session timeout");
     let closed = gateway.wait_for(2, "session.close");
