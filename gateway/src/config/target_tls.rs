@@ -17,6 +17,18 @@ pub struct TargetTls {
     pub client: Option<ClientCertificate>,
 }
 
+impl TargetTls {
+    /// Whether whoever answers is the server, or one that the same authority of the operator's choice vouches for.
+    /// A certificate of any of the system's authorities, for any name, proves nothing.
+    pub fn proves_the_server(&self) -> bool {
+        match self.mode {
+            TlsMode::VerifyFull => true,
+            TlsMode::VerifyCa => self.ca_file.is_some(),
+            TlsMode::Require | TlsMode::Prefer | TlsMode::Disable => false,
+        }
+    }
+}
+
 /// The modes of libpq's `sslmode`, with its meanings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TlsMode {
@@ -32,11 +44,6 @@ pub enum TlsMode {
 }
 
 impl TlsMode {
-    /// Whether the mode proves that an authority vouches for the server.
-    pub fn verifies(self) -> bool {
-        matches!(self, TlsMode::VerifyCa | TlsMode::VerifyFull)
-    }
-
     pub fn name(self) -> &'static str {
         match self {
             TlsMode::Disable => "disable",

@@ -93,6 +93,35 @@ mod tests {
         );
     }
 
+    /// By `openssl req -x509 -newkey rsa:2048 -sha384 -sigopt rsa_padding_mode:pss`.
+    const RSA_PSS: &str = "
+        MIIDZTCCAhmgAwIBAgIUL+7FjBTmLWZkkvqV3/CPpRzN7GEwQQYJKoZIhvcNAQEKMDSgDzANBglghkgBZQMEAgIFAKEcMBoG
+        CSqGSIb3DQEBCDANBglghkgBZQMEAgIFAKIDAgEgMA0xCzAJBgNVBAMMAmRiMCAXDTI2MTEyMzEzMDI0N1oYDzIxMjYxMDMw
+        MTMwMjQ3WjANMQswCQYDVQQDDAJkYjCCASIwDQYJKoZIhvcNAQEBBQADggEPADCCAQoCggEBALNUYAac4uJbJXnoh+Fkbcxu
+        K5NfdePxQZilOV6N2M5BvZfa1RLl78SYGzJkDo5Q0GMrpu8BZtMK3wWboMPPKNBqFz65ZMw0/k0ZuFs7WxG+gqW5O2ukTUtL
+        6EPClpqkn0Xl+o0MgxzjMEjW25yvY7l2AorifGOl9CMJl2CdAqK1rQ6R4OsKf6HMkcP6mEAgKqUvh/uupVxtzLsvZCUoMijK
+        8DkoimKvAqrb0AjyhpE6J52mzpBhSiPcvhKRRlbFVF6RlFSIwyLZEPy5nCEDEmGv89/5K7Mx17yn/XYNhFTqxAyDUXB8JGX5
+        4DeSWtOno4wEvELqCOud4Q+2jvfbWi0CAwEAAaNTMFEwHQYDVR0OBBYEFPIJHrxnWgYv08vImtOsloMYQ2d6MB8GA1UdIwQY
+        MBaAFPIJHrxnWgYv08vImtOsloMYQ2d6MA8GA1UdEwEB/wQFMAMBAf8wQQYJKoZIhvcNAQEKMDSgDzANBglghkgBZQMEAgIF
+        AKEcMBoGCSqGSIb3DQEBCDANBglghkgBZQMEAgIFAKIDAgEgA4IBAQA49BDFyfhNBCd5x2fSlkZ9eVzT5E6PfHeGPipvqDkt
+        Dci3JO3CuqNhjYCAQRuk9IfEtYyuUP9bL6PXEKepN2WjXB1RJAKtQWA4xoL+cFngRFe0IzSPDkHOUe8sbB/PPOiwFvmnr6V6
+        lnUD1iI6VUW6vRowEALNuOEKWPzKBQJFFE0lyK5c3nv0y2Ev4rWXG1YxkTRUTpCw3gm3Ipyl1A5H3ikVypyDN8BvL6yDDfXp
+        RDwll/H0mtVqlzh3BoPyw1IZF2TIX0U/tpNTQSW/GcYdJptkDA7un1LcI966NaCMKpDVzNBZxPvYK/rxl5KE+WZJesCh1Sko
+        CTPyqJKpSn+7";
+
+    #[test]
+    fn the_hash_of_rsa_pss_is_among_its_parameters() {
+        use base64::Engine;
+        let text: String = RSA_PSS.split_whitespace().collect();
+        let certificate = base64::engine::general_purpose::STANDARD
+            .decode(text)
+            .expect("base64");
+        assert_eq!(
+            server_end_point(&certificate),
+            Some(Sha384::digest(&certificate).to_vec())
+        );
+    }
+
     #[test]
     fn what_has_no_hash_is_not_bound_to() {
         let ed25519 = certificate(&rcgen::PKCS_ED25519);

@@ -56,7 +56,7 @@ fn secured(dial: &Dial, stream: TlsStream<TcpStream>) -> Connection {
     let (_, tls) = stream.get_ref();
     let certificate = tls.peer_certificates().and_then(<[_]>::first);
     let channel = Channel::Tls {
-        verified: dial.target.tls.mode.verifies(),
+        verified: dial.target.tls.proves_the_server(),
         end_point: certificate.and_then(|certificate| binding::server_end_point(certificate)),
     };
     let (reader, writer) = tokio::io::split(stream);
