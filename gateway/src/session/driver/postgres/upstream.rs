@@ -16,7 +16,7 @@ use tokio_rustls::TlsConnector;
 use crate::config::{Target, TargetTls};
 use crate::credentials::Credential;
 use crate::protocol::postgres::backend::{self, Authentication};
-use crate::protocol::postgres::{Message, ProtocolError, Sender, decode, encode};
+use crate::protocol::postgres::{LONGEST_ANSWER, Message, ProtocolError, Sender, decode, encode};
 use crate::session::watch::{self, within};
 
 /// A server that asks for more rounds than this is spending our time, not protecting a password.
@@ -191,7 +191,7 @@ impl Connection {
 
     async fn message(&mut self) -> Result<Message, UpstreamError> {
         loop {
-            if let Some(message) = decode(&mut self.buffer, Sender::Backend)? {
+            if let Some(message) = decode(&mut self.buffer, Sender::Backend, LONGEST_ANSWER)? {
                 return Ok(message);
             }
             if self.reader.read_buf(&mut self.buffer).await? == 0 {
