@@ -91,6 +91,10 @@ impl Gathered {
         for bytes in std::mem::take(&mut other.sealed) {
             self.push(&bytes);
         }
+        // One that grew does not come back to be used again: it may as well go out itself.
+        if other.tail.len() > ROOM {
+            return self.push(&std::mem::take(&mut other.tail).freeze());
+        }
         if !other.tail.is_empty() {
             self.write(|out| out.extend_from_slice(&other.tail));
         }
