@@ -25,6 +25,7 @@ mod pg_suites;
 mod privileges;
 mod secrets;
 mod status;
+mod streaming;
 mod tokens;
 mod unmodified_clients;
 mod upstream;

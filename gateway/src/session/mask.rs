@@ -3,19 +3,20 @@
 //! Only this file makes a [`Masked`]. Rows are rewritten where their RowDescription names a masked
 //! column as the origin; every other message passes as it is, but for errors that could quote a value.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
+use super::buffers::Gathered;
 use crate::policy::masking::Transform;
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
-use crate::protocol::postgres::{Message, ProtocolError, encode};
+use crate::protocol::postgres::{Message, Piece, ProtocolError, encode};
 use crate::sql;
 
 /// Bytes that may be recorded and delivered.
 #[derive(Debug)]
-pub struct Masked(Bytes);
+pub struct Masked(Gathered);
 
 impl Masked {
-    pub(super) fn into_bytes(self) -> Bytes {
+    pub(super) fn into_bytes(self) -> Gathered {
         self.0
     }
 }
@@ -59,6 +60,11 @@ impl Plan {
         plan
     }
 
+    /// Whether rows pass as they are, whatever is in them.
+    pub fn changes_nothing(&self) -> bool {
+        self.columns.is_empty()
+    }
+
     /// A masked column that was asked for in binary, which cannot be masked yet.
     pub fn binary(&self) -> Option<&str> {
         self.binary.as_deref()
@@ -68,12 +74,17 @@ impl Plan {
 /// Gathers what one read from the target turns into.
 #[derive(Debug, Default)]
 pub struct Delivery {
-    bytes: BytesMut,
+    bytes: Gathered,
 }
 
 impl Delivery {
     pub fn unchanged(&mut self, message: &Message) {
-        self.bytes.extend_from_slice(message.bytes());
+        self.bytes.push(message.bytes());
+    }
+
+    /// A part of a message that passes as it is.
+    pub fn piece(&mut self, piece: &Piece) {
+        self.bytes.push(piece.bytes());
     }
 
     /// A DataRow, its masked columns replaced. Returns how many values were.
@@ -108,7 +119,7 @@ impl Delivery {
                 *slot = value.as_deref();
             }
         }
-        encode::data_row(&mut self.bytes, row.iter().copied());
+        self.own(|out| encode::data_row(out, row.iter().copied()));
         Ok(u64::try_from(replaced.len()).unwrap_or(u64::MAX))
     }
 
@@ -141,7 +152,7 @@ impl Delivery {
             .iter()
             .map(|(code, value)| (*code, &value[..]))
             .collect();
-        encode::notice(&mut self.bytes, message.tag(), &kept);
+        self.own(|out| encode::notice(out, message.tag(), &kept));
         Ok(())
     }
 
@@ -156,11 +167,11 @@ impl Delivery {
 
     /// A message of the gateway's own.
     pub fn own(&mut self, write: impl FnOnce(&mut BytesMut)) {
-        write(&mut self.bytes);
+        self.bytes.write(write);
     }
 
     pub fn finish(&mut self) -> Masked {
-        Masked(self.bytes.split().freeze())
+        Masked(std::mem::take(&mut self.bytes))
     }
 }
 

@@ -22,6 +22,7 @@ use tokio::net::TcpStream;
 use crate::app::Gateway;
 
 pub mod accept;
+pub mod buffers;
 pub mod decide;
 pub mod driver;
 pub mod forward;

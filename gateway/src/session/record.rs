@@ -7,8 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
-
+use super::buffers::Gathered;
 use super::decide::{Allowed, Denied, Permit};
 use super::mask::Masked;
 use crate::audit::event::{
@@ -21,10 +20,10 @@ use crate::store::recordings::{RecordingError, RecordingWriter};
 
 /// Bytes that are in the recording and may leave.
 #[derive(Debug)]
-pub struct Recorded(Bytes);
+pub struct Recorded(Gathered);
 
 impl Recorded {
-    pub(super) fn into_bytes(self) -> Bytes {
+    pub(super) fn into_bytes(self) -> Gathered {
         self.0
     }
 }
@@ -115,13 +114,16 @@ impl Recorder {
         Ok(Recorded(bytes))
     }
 
-    fn append(&self, direction: Direction, bytes: &[u8]) -> Result<(), EvidenceError> {
+    fn append(&self, direction: Direction, bytes: &Gathered) -> Result<(), EvidenceError> {
         if bytes.is_empty() {
             return Ok(());
         }
+        let now = SystemTime::now();
         self.with(|state| {
             let writer = state.writer.as_mut().ok_or(EvidenceError::Finished)?;
-            writer.append(direction, bytes, SystemTime::now())?;
+            for piece in bytes.pieces() {
+                writer.append(direction, piece, now)?;
+            }
             Ok(())
         })
     }
@@ -262,7 +264,7 @@ pub fn denial_event(
     }
 }
 
-fn length(bytes: &[u8]) -> u64 {
+fn length(bytes: &Gathered) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 

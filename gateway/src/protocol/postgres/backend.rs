@@ -134,6 +134,14 @@ pub fn sqlstate(fields: &[(u8, &[u8])]) -> String {
         .unwrap_or_else(|| "XX000".to_owned())
 }
 
+/// Whether the server ends the session with it. `V` is never translated, as `S` is.
+pub fn is_fatal(fields: &[(u8, &[u8])]) -> bool {
+    let mut severity = fields
+        .iter()
+        .filter(|(code, _)| matches!(code, b'V' | b'S'));
+    severity.any(|(_, value)| matches!(*value, b"FATAL" | b"PANIC"))
+}
+
 /// The command tag of a CommandComplete, e.g. `SELECT 3`.
 pub fn command_tag(message: &Message) -> Result<&[u8], ProtocolError> {
     let mut cursor = Cursor::new(message.body());
@@ -230,7 +238,7 @@ mod tests {
         bytes.extend_from_slice(&[tag]);
         bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
         bytes.extend_from_slice(body);
-        decode(&mut bytes, Sender::Backend)
+        decode(&mut bytes, Sender::Backend, 1 << 20)
             .expect("valid length")
             .expect("whole")
     }

@@ -181,7 +181,7 @@ mod tests {
         bytes.extend_from_slice(&[tag]);
         bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
         bytes.extend_from_slice(body);
-        decode(&mut bytes, Sender::Frontend)
+        decode(&mut bytes, Sender::Frontend, 1 << 20)
             .expect("valid length")
             .expect("whole")
     }

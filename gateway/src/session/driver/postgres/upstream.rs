@@ -19,7 +19,7 @@ use crate::app::Place;
 use crate::config::Target;
 use crate::credentials::Credential;
 use crate::protocol::postgres::backend;
-use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
+use crate::protocol::postgres::{LONGEST_ANSWER, Message, ProtocolError, Sender, decode, encode};
 use crate::session::watch::{self, within};
 
 mod binding;
@@ -219,18 +219,7 @@ impl Connection {
     /// A message of the login.
     async fn early_message(&mut self) -> Result<Message, UpstreamError> {
         loop {
-            if let Some([tag, length @ ..]) = self.buffer.first_chunk::<HEADER>() {
-                // Of a negative length, `decode` says what is wrong.
-                let length = usize::try_from(i32::from_be_bytes(*length)).unwrap_or(0);
-                if length > MAX_LOGIN_MESSAGE {
-                    return Err(UpstreamError::Protocol(ProtocolError::TooLong {
-                        tag: *tag,
-                        length,
-                        limit: MAX_LOGIN_MESSAGE,
-                    }));
-                }
-            }
-            if let Some(message) = decode(&mut self.buffer, Sender::Backend)? {
+            if let Some(message) = decode(&mut self.buffer, Sender::Backend, MAX_LOGIN_MESSAGE)? {
                 return Ok(message);
             }
             self.fill().await?;
@@ -246,7 +235,7 @@ impl Connection {
 
     async fn message(&mut self) -> Result<Message, UpstreamError> {
         loop {
-            if let Some(message) = decode(&mut self.buffer, Sender::Backend)? {
+            if let Some(message) = decode(&mut self.buffer, Sender::Backend, LONGEST_ANSWER)? {
                 return Ok(message);
             }
             self.fill().await?;

@@ -8,7 +8,7 @@ use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
 use crate::protocol::postgres::encode::{ErrorText, Severity};
-use crate::protocol::postgres::{HEADER, Message, ProtocolError, encode};
+use crate::protocol::postgres::{HEADER, Message, Piece, ProtocolError, encode};
 use crate::session::mask::{Delivery, Plan};
 use crate::session::record::Outcome;
 
@@ -25,9 +25,7 @@ impl Conversation {
         delivery: &mut Delivery,
         done: &mut Vec<Outcome>,
     ) -> Result<(), ProtocolError> {
-        while matches!(self.pending.front(), Some(Pending::CopyEnd)) {
-            self.pending.pop_front();
-        }
+        self.past_copy_ends();
         match message.tag() {
             b'A' => delivery.unchanged(message),
             b'S' => {
@@ -190,6 +188,42 @@ impl Conversation {
         Ok(Arc::new(Plan::new(&description, masked)))
     }
 
+    /// Whether a message that is too long to be held may pass in pieces: nothing in it is read or changed.
+    pub fn passes_unread(&self, tag: u8) -> bool {
+        match tag {
+            b'd' => true,
+            b'D' => self.plan.changes_nothing(),
+            _ => false,
+        }
+    }
+
+    /// A part of such a message.
+    ///
+    /// # Errors
+    /// As [`Self::answer`].
+    pub fn piece(&mut self, piece: &Piece, delivery: &mut Delivery) -> Result<(), ProtocolError> {
+        if piece.is_first() {
+            let operation = self.running(piece.tag())?;
+            operation.rows += u64::from(piece.tag() == b'D');
+            operation.bytes += payload(piece.total());
+        }
+        delivery.piece(piece);
+        Ok(())
+    }
+
+    /// The statement whose data comes from the target.
+    fn running(&mut self, tag: u8) -> Result<&mut Operation, ProtocolError> {
+        self.past_copy_ends();
+        let operation = self.pending.front_mut().and_then(Pending::running);
+        operation.ok_or(ProtocolError::Unexpected { tag })
+    }
+
+    fn past_copy_ends(&mut self) {
+        while matches!(self.pending.front(), Some(Pending::CopyEnd)) {
+            self.pending.pop_front();
+        }
+    }
+
     /// A DataRow, or a piece of COPY output.
     fn data(
         &mut self,
@@ -197,11 +231,7 @@ impl Conversation {
         delivery: &mut Delivery,
         row: bool,
     ) -> Result<(), ProtocolError> {
-        let operation = match self.pending.front_mut() {
-            Some(Pending::Query { operations, .. }) => operations.front_mut(),
-            Some(Pending::Execute { operation, .. }) => operation.as_mut(),
-            _ => None,
-        };
+        let operation = self.pending.front_mut().and_then(Pending::running);
         let operation = operation.ok_or_else(|| out_of_step(message))?;
         let before = delivery.len();
         if row {
@@ -210,8 +240,7 @@ impl Conversation {
         } else {
             delivery.unchanged(message);
         }
-        let payload = (delivery.len() - before).saturating_sub(HEADER);
-        operation.bytes += u64::try_from(payload).unwrap_or(u64::MAX);
+        operation.bytes += payload(delivery.len() - before);
         Ok(())
     }
 
@@ -503,6 +532,11 @@ fn refusal(denial: &Denial) -> ErrorText<'_> {
         detail: Some(&denial.detail),
         hint: Some(&denial.hint),
     }
+}
+
+/// Of a message of this length.
+fn payload(length: usize) -> u64 {
+    u64::try_from(length.saturating_sub(HEADER)).unwrap_or(u64::MAX)
 }
 
 fn out_of_step(message: &Message) -> ProtocolError {

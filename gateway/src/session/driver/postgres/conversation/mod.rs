@@ -133,6 +133,12 @@ impl Conversation {
         self.pending.len() >= MAX_IN_FLIGHT && !self.is_skipping()
     }
 
+    /// Whether no answer is to come to what has been sent.
+    pub fn is_settled(&self) -> bool {
+        let mut pending = self.pending.iter();
+        self.is_skipping() || pending.all(|pending| matches!(pending, Pending::CopyEnd))
+    }
+
     #[cfg(test)]
     fn in_flight(&self) -> usize {
         self.pending.len()

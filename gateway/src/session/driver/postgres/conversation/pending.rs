@@ -62,6 +62,17 @@ pub(super) enum Pending {
     CopyEnd,
 }
 
+impl Pending {
+    /// The statement whose data may come now.
+    pub(super) fn running(&mut self) -> Option<&mut Operation> {
+        match self {
+            Pending::Query { operations, .. } => operations.front_mut(),
+            Pending::Execute { operation, .. } => operation.as_mut(),
+            _ => None,
+        }
+    }
+}
+
 /// What answers a simple query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Results {

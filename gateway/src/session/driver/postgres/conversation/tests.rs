@@ -35,7 +35,9 @@ fn message(tag: u8, body: &[u8]) -> Message {
     bytes.put_u8(tag);
     bytes.put_u32(u32::try_from(body.len() + 4).unwrap());
     bytes.extend_from_slice(body);
-    decode(&mut bytes, Sender::Backend).unwrap().unwrap()
+    decode(&mut bytes, Sender::Backend, 1 << 20)
+        .unwrap()
+        .unwrap()
 }
 
 fn complete() -> Message {
@@ -69,10 +71,11 @@ fn answer(
     for message in answers {
         conversation.answer(message, &mut delivery, &mut done)?;
     }
-    let bytes = BytesMut::from(&delivery.finish().into_bytes()[..]);
+    let delivered = delivery.finish().into_bytes();
+    let bytes = BytesMut::from(&delivered.pieces().collect::<Vec<_>>().concat()[..]);
     let mut rest = bytes.clone();
     let mut tags = String::new();
-    while let Some(message) = decode(&mut rest, Sender::Backend)? {
+    while let Some(message) = decode(&mut rest, Sender::Backend, 1 << 20)? {
         tags.push(char::from(message.tag()));
     }
     let outcomes = done.iter().map(|done| (done.stmt, done.outcome)).collect();

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::{READ, RelayError, Session};
+use super::{Incoming, RelayError, Session};
 use crate::audit::event::StatementProtocol;
 use crate::policy::Denial;
 use crate::protocol::postgres::frontend::{Bind, Call, Frontend};
-use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
+use crate::protocol::postgres::{Frame, HEADER, Message, Piece, ProtocolError, encode};
 use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
 use crate::session::driver::postgres::conversation::Execution;
@@ -27,7 +27,7 @@ pub async fn requests<R, W>(
     catalogues: &Catalogues,
     agent: &mut R,
     target: &mut W,
-    mut buffer: BytesMut,
+    mut said: Incoming,
 ) -> Result<(), RelayError>
 where
     R: AsyncRead + Unpin,
@@ -42,24 +42,23 @@ where
         schema_moves: false,
     };
     loop {
-        while let Some(message) =
-            decode(&mut buffer, Sender::Frontend).map_err(RelayError::Agent)?
-        {
-            if requests.take(&message).await? == Next::End {
+        // COPY data alone needs no look at the whole of it.
+        while let Some(frame) = said.next(|tag| tag == b'd').map_err(RelayError::Agent)? {
+            let next = match &frame {
+                Frame::Whole(message) => requests.take(message).await?,
+                Frame::Piece(piece) => requests.copy_piece(piece).await?,
+            };
+            if next == Next::End {
                 requests.send().await?;
                 let _ = requests.target.shutdown().await;
                 return Ok(());
             }
         }
         requests.send().await?;
-        buffer.reserve(READ);
-        let read = agent
-            .read_buf(&mut buffer)
-            .await
-            .map_err(RelayError::AgentIo)?;
+        let read = said.read(agent).await.map_err(RelayError::AgentIo)?;
         if read == 0 {
             let _ = requests.target.shutdown().await;
-            return match buffer.is_empty() {
+            return match said.is_complete() {
                 true => Ok(()),
                 false => Err(RelayError::Agent(ProtocolError::Refused(
                     "the connection ended in the middle of a message",
@@ -276,6 +275,25 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         self.control(message, Shown::Instead(&shown))
     }
 
+    /// A part of a CopyData that is too long to be held.
+    async fn copy_piece(&mut self, piece: &Piece) -> Result<Next, RelayError> {
+        if piece.is_first() {
+            self.room().await?;
+            self.session.conversation().copy_data();
+        }
+        let withheld = match self.session.conversation().catalogue().masks_anything() {
+            true => Some(withheld_copy(piece)),
+            false => None,
+        };
+        let permit = Permit::piece(piece, shown_as(withheld.as_ref()));
+        let unexpected = ProtocolError::Unexpected { tag: piece.tag() };
+        self.batch.and(permit.ok_or(RelayError::Agent(unexpected))?);
+        if self.batch.len() >= BATCH {
+            self.send().await?;
+        }
+        Ok(Next::More)
+    }
+
     /// A function call is decided as the SELECT that it amounts to.
     async fn call(&mut self, message: &Message, call: Call) -> Result<(), RelayError> {
         match self.rule_call(call).await? {
@@ -389,6 +407,16 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 }
 
+/// One remark for all of the message.
+fn withheld_copy(piece: &Piece) -> BytesMut {
+    let mut shown = BytesMut::new();
+    if piece.is_first() {
+        let note = format!("[{} bytes withheld]", piece.total() - HEADER);
+        encode::withheld(&mut shown, b'd', &note);
+    }
+    shown
+}
+
 fn shown_as(instead: Option<&BytesMut>) -> Shown<'_> {
     instead.map_or(Shown::AsSent, Shown::Instead)
 }
@@ -499,6 +527,7 @@ fn binary_masked(allowed: &Allowed, column: &str) -> Denied {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::postgres::{Sender, decode};
 
     #[test]
     fn cursors_and_prepared_statements_leave_the_schema_as_it_is() {
@@ -523,7 +552,7 @@ mod tests {
         let mut bytes = BytesMut::new();
         bytes.extend_from_slice(b"B\0\0\0\x29\0\0\0\0\0\x02\0\0\0\x10");
         bytes.extend_from_slice(b"4111111111111111\0\0\0\x05hello\0\0");
-        let message = decode(&mut bytes, Sender::Frontend)
+        let message = decode(&mut bytes, Sender::Frontend, 1 << 20)
             .expect("in order")
             .expect("whole");
         let Ok(Frontend::Bind(bind)) = Frontend::parse(&message) else {
