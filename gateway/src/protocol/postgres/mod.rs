@@ -11,6 +11,7 @@ pub mod backend;
 pub mod encode;
 pub mod frontend;
 pub mod startup;
+pub mod values;
 
 /// The longest message relayed in either direction, header included. PostgreSQL itself stops at 1 GiB;
 /// one whole message is held in memory per direction, so this bounds a session's memory.
