@@ -39,6 +39,7 @@ pub struct PolicySet {
     /// The schema's actions with their groups.
     pub(super) actions: Entities,
     pub(super) types: Types,
+    looks_at_parameters: bool,
 }
 
 /// The schema's entity types, parsed once.
@@ -109,13 +110,20 @@ impl PolicySet {
             errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
             return Err(errors);
         }
+        let looks_at_parameters = accepted.all.policies().any(looks_at_parameters);
         Ok(Self {
             hash: hash(files),
             naming_unknown: accepted.naming_unknown(&types)?,
+            looks_at_parameters,
             all: accepted.all,
             actions,
             types,
         })
+    }
+
+    /// Whether any policy goes by the parameters of statements. If none does, nobody pays for them.
+    pub fn looks_at_parameters(&self) -> bool {
+        self.looks_at_parameters
     }
 
     /// A policy's annotation.
@@ -284,6 +292,28 @@ impl Accepted {
             .cloned();
         cedar_policy::PolicySet::from_policies(chosen)
             .map_err(|e| vec![whole_file(Path::new(""), e.to_string())])
+    }
+}
+
+/// Whether the attribute is named anywhere in the policy, of whatever record.
+fn looks_at_parameters(policy: &Policy) -> bool {
+    // What cannot be looked through may do anything.
+    policy
+        .to_json()
+        .map_or(true, |json| names_parameters(&json))
+}
+
+fn names_parameters(json: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match json {
+        Value::Object(members) => members.iter().any(|(name, value)| {
+            let is_it = |name: &str| name == "parameters";
+            is_it(name)
+                || (name == "attr" && value.as_str().is_some_and(is_it))
+                || names_parameters(value)
+        }),
+        Value::Array(values) => values.iter().any(names_parameters),
+        _ => false,
     }
 }
 

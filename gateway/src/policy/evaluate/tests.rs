@@ -144,6 +144,7 @@ fn decide_as(
             target: "shop",
             database: "shop",
             statement,
+            parameters: &[],
         };
         match evaluate(policies, principal, &operation) {
             Verdict::Allow { rule } => rules.push(rule),

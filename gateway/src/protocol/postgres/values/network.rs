@@ -40,7 +40,7 @@ pub(super) fn address(cursor: &mut Cursor<'_>, out: &mut Text) -> Result<(), Mal
 /// PostgreSQL writes the last four bytes as an IPv4 address also where nothing but zeros is before them.
 fn ipv6(address: Ipv6Addr, out: &mut Text) {
     match address.segments() {
-        [0, 0, 0, 0, 0, 0, 1.., _] => {
+        [0, 0, 0, 0, 0, 0, high, _] if high != 0 => {
             let bits = u32::try_from(u128::from(address)).unwrap_or(0);
             out.put(format_args!("::{}", Ipv4Addr::from(bits)));
         }

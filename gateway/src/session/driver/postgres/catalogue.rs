@@ -201,7 +201,7 @@ impl Catalogues {
 /// One result set of several kinds of rows:
 ///
 /// * `c, oid, attnum, text-like, rule` for every masked column (of the tables named and of what inherits
-///   from them);
+///   from them). Text-like is a type that takes any text and sends the text itself in binary, too;
 /// * `d, schema, name, oid` for every relation below them, and above them: a parent's rows include its
 ///   children's and carry the parent's origin;
 /// * `x, oid` of the newest relation, and `r, name` for every relation outside of the system's schemas;
@@ -278,8 +278,11 @@ fn question(masks: &[MaskRule]) -> String {
                WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
                  AND d.objid = p.oid AND d.deptype = 'e'))
          SELECT 'c', masked.oid::pg_catalog.text, masked.attnum::pg_catalog.text,
-                CASE WHEN t.typcategory = 'S' THEN 't' ELSE 'f' END, masked.number::pg_catalog.text
+                CASE WHEN t.typcategory = 'S' AND s.prosrc IN ('textsend', 'varcharsend', 'bpcharsend', 'namesend')
+                  THEN 't' ELSE 'f' END,
+                masked.number::pg_catalog.text
          FROM masked JOIN pg_catalog.pg_type t ON t.oid = masked.atttypid
+         LEFT JOIN pg_catalog.pg_proc s ON s.oid = t.typsend
          UNION
          SELECT 'x', pg_catalog.max(oid)::pg_catalog.text, '', '', '' FROM pg_catalog.pg_class
          UNION

@@ -11,6 +11,7 @@ use crate::policy::Denial;
 use crate::session::identify::Identified;
 use crate::session::watch;
 
+mod bound;
 pub mod cancel;
 pub mod catalogue;
 mod conversation;
