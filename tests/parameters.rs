@@ -158,7 +158,8 @@ fn values_of_masked_columns_and_card_numbers_are_withheld() {
 #[test]
 fn a_policy_goes_by_parameters() {
     let server = Postgres::asking_for(Authentication::Trust);
-    let mut gateway = Setup::in_front_of(&server).policy("allow-all").install();
+    let mut gateway = Setup::in_front_of(&server).policy("allow-all").start();
+    gateway.stop();
     gateway.write_policy("no-teapots", NO_TEAPOTS);
     gateway.start();
     let text = include_str!("clients/parameters_denied.py");
