@@ -112,10 +112,7 @@ fn parameters_of_drivers_are_shown() {
 fn values_of_masked_columns_and_card_numbers_are_withheld() {
     let server = Postgres::asking_for(Authentication::Trust);
     let gateway = Setup::in_front_of(&server).policy("allow-all").start();
-    let text = include_str!("clients/parameters_secret.py");
-    let script = script(&gateway, "parameters_secret.py", text);
-    run(&server, &gateway, &script);
-    let seen = shown(&gateway);
+    let seen = sends_secrets(&server, &gateway);
     let withheld =
         |of_type: &str| serde_json::json!({"type": of_type, "value": null, "withheld": true});
     let value = |of_type: &str, value: &str| serde_json::json!({"type": of_type, "value": value});
@@ -136,6 +133,30 @@ fn values_of_masked_columns_and_card_numbers_are_withheld() {
         vec![value("text", "nothing of the kind")],
     ];
     assert_eq!(seen, expected);
+}
+
+/// The same where nothing is masked, and functions may be called outside of SQL.
+#[test]
+fn card_numbers_are_withheld_where_nothing_is_masked() {
+    let server = Postgres::asking_for(Authentication::Trust);
+    let gateway = Setup::in_front_of(&server)
+        .policy("allow-all")
+        .as_superuser_of_any_database()
+        .start();
+    let seen = sends_secrets(&server, &gateway);
+    let value = |of_type: &str, value: &str| serde_json::json!({"type": of_type, "value": value});
+    let card = value("text", "[card number]");
+    assert_eq!(seen[0], [card, value("int4", "1")]);
+    assert_eq!(seen.last(), Some(&vec![value("int8", "[card number]")]));
+}
+
+/// Runs the script, looks through the recording, and answers what the leaves show.
+#[track_caller]
+fn sends_secrets(server: &Postgres, gateway: &Gateway) -> Vec<Vec<Value>> {
+    let text = include_str!("clients/parameters_secret.py");
+    let script = script(gateway, "parameters_secret.py", text);
+    run(server, gateway, &script);
+    let seen = shown(gateway);
     let card: i64 = 4_111_111_111_111_111;
     let groups = [4111_u16, 1111, 1111, 1111].map(u16::to_be_bytes).concat();
     for entry in fs::read_dir(gateway.recordings()).expect("a folder") {
@@ -146,6 +167,7 @@ fn values_of_masked_columns_and_card_numbers_are_withheld() {
             &card.to_be_bytes()[..],
             &groups,
             b"4222222222222",
+            b"4222222222222",
             b"1111-1111-1111",
             b"1111 1111 1111",
         ] {
@@ -153,6 +175,7 @@ fn values_of_masked_columns_and_card_numbers_are_withheld() {
         }
         assert!(holds(b"nothing of the kind"));
     }
+    seen
 }
 
 #[test]

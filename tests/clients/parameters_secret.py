@@ -37,8 +37,9 @@ def main():
         (25, 0, b"nothing of the kind"),
     ):
         connection.ask(run("SELECT 1 WHERE $1 IS NULL", [value], [oid], parameter_format))
-    # Function calls outside of SQL: abs(int8).
-    connection.ask(message(b"F", struct.pack("!Ihhh", 1230, 1, 1, 1), struct.pack("!i", 8), INT8, struct.pack("!h", 1)))
+    # A function call outside of SQL: to_hex(int8). A target with masks takes none.
+    head = struct.pack("!Ihhh", 2090, 1, 1, 1)
+    connection.ask(message(b"F", head, struct.pack("!i", 8), INT8, struct.pack("!h", 0)))
     connection.ask(message(b"Q", text("SELECT 1")))
 
 

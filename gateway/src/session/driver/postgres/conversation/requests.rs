@@ -86,11 +86,10 @@ impl Conversation {
         }
     }
 
-    /// The same for the arguments of a function call: a target with masks takes none, and their types are
-    /// the function's.
-    pub fn keeping_arguments(&self) -> Keeping {
+    /// The same for the arguments of a function call: a target with masks takes none.
+    pub fn keeping_arguments(&self, types: Arc<[u32]>) -> Keeping {
         Keeping {
-            types: Arc::default(),
+            types,
             withheld: false,
             held: self.held.clone(),
         }

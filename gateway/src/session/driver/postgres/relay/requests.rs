@@ -13,7 +13,6 @@ use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, 
 use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
 use crate::session::driver::postgres::bound::{self, Bound};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
-use crate::session::driver::postgres::conversation::Execution;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
 
@@ -222,7 +221,9 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     async fn execute(&mut self, message: &Message, portal: &[u8]) -> Result<(), RelayError> {
         let catalogue = self.catalogue().await?;
         let execution = self.session.conversation().execution(portal);
-        if let Err(denied) = self.rule_parameters(&execution, &catalogue) {
+        if let Some(bound) = &execution.bound
+            && let Err(denied) = self.rule_parameters(&execution.allowed, bound, &catalogue)
+        {
             self.deny(&denied, false)?;
             let shown = BytesMut::from(&message.bytes()[..]);
             self.batch.and(Permit::refused_extended(&shown));
@@ -247,16 +248,15 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     /// it is decided again with each set of them.
     fn rule_parameters(
         &self,
-        execution: &Execution,
+        allowed: &Allowed,
+        bound: &Bound,
         catalogue: &Catalogue,
     ) -> Result<(), Box<Denied>> {
-        match &execution.bound {
-            Some(bound) if self.judge.policies.looks_at_parameters() && !bound.is_empty() => {
-                let (allowed, derived) = (&execution.allowed, catalogue.derived());
-                self.judge.rule_parameters(allowed, derived, bound.facts())
-            }
-            _ => Ok(()),
+        if bound.is_empty() || !self.judge.policies.looks_at_parameters() {
+            return Ok(());
         }
+        let derived = catalogue.derived();
+        self.judge.rule_parameters(allowed, derived, bound.facts())
     }
 
     fn results(&self, outcomes: &[Outcome]) -> Result<(), RelayError> {
@@ -279,61 +279,56 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
 
     /// A function call is decided as the SELECT that it amounts to.
     async fn call(&mut self, message: &Message, call: &Call<'_>) -> Result<(), RelayError> {
-        let keeping = self.session.conversation().keeping_arguments();
+        let catalogue = self.catalogue().await?;
+        let function = match catalogue.masks_anything() {
+            true => Err("the value it returns cannot be masked"),
+            false => self
+                .catalogues
+                .function(call.function)
+                .await?
+                .ok_or("the target has no function of that number"),
+        };
+        let function = match function {
+            Ok(function) => function,
+            Err(why) => return self.refuse_call(message, &undecided_call(why)),
+        };
         let arguments = &call.arguments;
+        let keeping = self
+            .session
+            .conversation()
+            .keeping_arguments(function.arguments.into());
         let for_policies = self.judge.policies.looks_at_parameters();
         let bound = Bound::read(arguments, &keeping, for_policies);
-        match self.rule_call(call, &bound).await? {
-            Ruling::Allowed(allowed) => {
-                let (first, skipped) = self.session.conversation().call(&allowed);
-                let bindings = Some(bound.bindings());
-                self.session.recorder.intents(
-                    &allowed,
-                    first,
-                    StatementProtocol::Call,
-                    bindings,
-                )?;
-                self.results(&skipped)?;
-                let secrets = bound::secrets(arguments, &keeping);
-                let shown = without_values(message, arguments.start, &secrets);
-                self.batch
-                    .and(Permit::allowed(&allowed, message, Shown::Instead(&shown)));
-            }
-            Ruling::Denied(denied) => {
-                self.deny(&denied, true)?;
-                let mut shown = BytesMut::new();
-                let note = format!("[{} bytes withheld]", message.body().len());
-                encode::withheld(&mut shown, b'F', &note);
-                self.batch.and(Permit::refused_call(&shown));
-            }
+        let numbers = 1..=arguments.values.len();
+        let list: Vec<String> = numbers.map(|n| format!("${n}")).collect();
+        let text = format!("SELECT {}({})", function.name, list.join(", "));
+        let allowed = match self.rule(text.as_bytes()).await? {
+            Ruling::Allowed(allowed) => allowed,
+            Ruling::Denied(denied) => return self.refuse_call(message, &denied),
+        };
+        if let Err(denied) = self.rule_parameters(&allowed, &bound, &catalogue) {
+            return self.refuse_call(message, &denied);
         }
+        let (first, skipped) = self.session.conversation().call(&allowed);
+        let bindings = Some(bound.bindings());
+        self.session
+            .recorder
+            .intents(&allowed, first, StatementProtocol::Call, bindings)?;
+        self.results(&skipped)?;
+        let secrets = bound::secrets(arguments, &keeping);
+        let shown = without_values(message, arguments.start, &secrets);
+        self.batch
+            .and(Permit::allowed(&allowed, message, Shown::Instead(&shown)));
         Ok(())
     }
 
-    async fn rule_call(&mut self, call: &Call<'_>, bound: &Bound) -> Result<Ruling, RelayError> {
-        let catalogue = self.catalogue().await?;
-        if catalogue.masks_anything() {
-            return Ok(Ruling::Denied(Box::new(undecided_call(
-                "the value it returns cannot be masked",
-            ))));
-        }
-        let Some(name) = self.catalogues.function(call.function).await? else {
-            return Ok(Ruling::Denied(Box::new(undecided_call(
-                "the target has no function of that number",
-            ))));
-        };
-        let count = call.arguments.values.len();
-        let arguments: Vec<String> = (1..=count).map(|n| format!("${n}")).collect();
-        let text = format!("SELECT {name}({})", arguments.join(", "));
-        let ruling = self.rule(text.as_bytes()).await?;
-        match &ruling {
-            Ruling::Allowed(allowed) if self.judge.policies.looks_at_parameters() => {
-                let derived = catalogue.derived();
-                let ruled = self.judge.rule_parameters(allowed, derived, bound.facts());
-                Ok(ruled.map_or_else(Ruling::Denied, |()| ruling))
-            }
-            _ => Ok(ruling),
-        }
+    fn refuse_call(&mut self, message: &Message, denied: &Denied) -> Result<(), RelayError> {
+        self.deny(denied, true)?;
+        let mut shown = BytesMut::new();
+        let note = format!("[{} bytes withheld]", message.body().len());
+        encode::withheld(&mut shown, b'F', &note);
+        self.batch.and(Permit::refused_call(&shown));
+        Ok(())
     }
 
     /// The catalogue as it is now: a prepared statement is read anew by the server when its tables
