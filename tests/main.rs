@@ -21,6 +21,7 @@ mod interception;
 mod isolate;
 mod masks;
 mod masks_and_schema;
+mod parameters;
 mod pg_suites;
 mod privileges;
 mod secrets;

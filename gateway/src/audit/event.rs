@@ -163,6 +163,28 @@ pub enum StatementProtocol {
     Call,
 }
 
+/// A parameter a statement was run with, as far as evidence shows it; the recording has it whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// PostgreSQL's name of its type, or the type's number in this database; none where nobody named it.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub of_type: Option<String>,
+    /// As PostgreSQL would print it. None is NULL, unless it is withheld.
+    pub value: Option<String>,
+    /// `value` is the bytes in hexadecimal: in binary, and of a type that cannot be read here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hex: bool,
+    /// Of a value that is shown only in part: how many bytes were sent …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
+    /// … and their SHA-256, in lower-case hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// It may be a masked column's: neither here nor in the recording.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withheld: bool,
+}
+
 /// What the policy said to a statement that went upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -308,9 +330,12 @@ pub enum Event {
         rule: String,
         verbs: Vec<String>,
         tables: Vec<String>,
-        /// How many parameters were bound; their values are in the recording only.
+        /// How many parameters were bound.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         params: Option<usize>,
+        /// The first of them, in order, as many as fit.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        parameters: Vec<Parameter>,
     },
     #[serde(rename = "stmt.result")]
     StmtResult {
@@ -544,6 +569,7 @@ pub(crate) mod tests {
             verbs: vec!["sql:select".into()],
             tables: vec!["public.customers".into()],
             params: None,
+            parameters: Vec::new(),
         }
     }
 

@@ -45,16 +45,6 @@ impl Denial {
         }
     }
 
-    /// DECLARE … BINARY over a masked table.
-    pub(super) fn binary_cursor() -> Self {
-        Self {
-            rule: "mask:binary-cursor".to_owned(),
-            message: "a binary cursor may not read a table with masked columns".to_owned(),
-            detail: "Denied by rule mask:binary-cursor: binary values cannot be masked.".to_owned(),
-            hint: "Declare the cursor without BINARY.".to_owned(),
-        }
-    }
-
     /// A statement the gateway could not read, and that no policy permits as such.
     pub(super) fn unknown(why: &str) -> Self {
         Self {

@@ -51,6 +51,8 @@ pub enum Operation<'a> {
         target: &'a str,
         database: &'a str,
         statement: &'a Statement,
+        /// The texts of the parameters it runs with; none where they are not known yet.
+        parameters: &'a [String],
     },
 }
 
@@ -86,8 +88,12 @@ pub fn evaluate(policies: &PolicySet, principal: &Principal, operation: &Operati
             target,
             database,
             statement,
-        } => sql(policies, principal, target, database, statement)
-            .map(|rules| (Login::default(), rules)),
+            parameters,
+        } => {
+            let context = statement_context(database, &principal.process, statement, parameters);
+            sql(policies, principal, target, statement, context)
+                .map(|rules| (Login::default(), rules))
+        }
     };
     match decided {
         Ok((login, rules)) => Verdict::Allow {
@@ -152,11 +158,10 @@ fn sql(
     policies: &PolicySet,
     principal: &Principal,
     target: &str,
-    database: &str,
     statement: &Statement,
+    context: Result<Context, cedar_policy::ContextCreationError>,
 ) -> Result<Rules, Denial> {
-    let context =
-        statement_context(database, &principal.process, statement).map_err(|e| broken(&e))?;
+    let context = context.map_err(|e| broken(&e))?;
     let mut asking = Asking::new(policies, principal, target);
     let mut rules = Rules::new();
     if let Some(why) = &statement.unknown {
@@ -164,9 +169,6 @@ fn sql(
     }
     if let MaskUse::Refused { column, place } = &statement.mask {
         return Err(Denial::masked(column, *place));
-    }
-    if statement.binary_cursor && statement.mask != MaskUse::None {
-        return Err(Denial::binary_cursor());
     }
     let questions = asking.questions(statement);
     rules.extend(asking.ask(&policies.all, questions, context)?);
@@ -506,6 +508,7 @@ fn statement_context(
     database: &str,
     process: &Process,
     statement: &Statement,
+    parameters: &[String],
 ) -> Result<Context, cedar_policy::ContextCreationError> {
     let tables =
         |tables: &BTreeSet<Table>| -> BTreeSet<String> { tables.iter().map(full_name).collect() };
@@ -528,6 +531,7 @@ fn statement_context(
         set("functions", functions),
         set("settings", statement.settings.clone()),
         set("shows", statement.shows.clone()),
+        set("parameters", parameters.iter().cloned().collect()),
     ])
 }
 

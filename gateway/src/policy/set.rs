@@ -60,6 +60,7 @@ pub struct PolicySet {
     pub(super) actions: Entities,
     pub(super) types: Types,
     places: BTreeMap<String, (PathBuf, usize)>,
+    looks_at_parameters: bool,
 }
 
 /// The schema's entity types, parsed once.
@@ -130,9 +131,11 @@ impl PolicySet {
             errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
             return Err(errors);
         }
+        let looks_at_parameters = accepted.all.policies().any(looks_at_parameters);
         Ok(Self {
             hash: hash(files),
             naming_unknown: accepted.naming_unknown(&types)?,
+            looks_at_parameters,
             all: accepted.all,
             places: accepted.places,
             actions,
@@ -191,6 +194,11 @@ impl PolicySet {
                 *of_type == self.types.target && named(entity)
             }
         }
+    }
+
+    /// Whether any policy goes by the parameters of statements. If none does, nobody pays for them.
+    pub fn looks_at_parameters(&self) -> bool {
+        self.looks_at_parameters
     }
 
     /// A policy's annotation.
@@ -397,6 +405,28 @@ fn may_connect(policy: &Policy) -> bool {
         ActionConstraint::Any => true,
         ActionConstraint::In(actions) => actions.iter().any(connect),
         ActionConstraint::Eq(action) => connect(&action),
+    }
+}
+
+/// Whether the attribute is named anywhere in the policy, of whatever record.
+fn looks_at_parameters(policy: &Policy) -> bool {
+    // What cannot be looked through may do anything.
+    policy
+        .to_json()
+        .map_or(true, |json| names_parameters(&json))
+}
+
+fn names_parameters(json: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match json {
+        Value::Object(members) => members.iter().any(|(name, value)| {
+            let is_it = |name: &str| name == "parameters";
+            is_it(name)
+                || (name == "attr" && value.as_str().is_some_and(is_it))
+                || names_parameters(value)
+        }),
+        Value::Array(values) => values.iter().any(names_parameters),
+        _ => false,
     }
 }
 

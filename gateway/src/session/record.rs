@@ -11,7 +11,8 @@ use super::buffers::Gathered;
 use super::decide::{Allowed, Denied, Permit};
 use super::mask::Masked;
 use crate::audit::event::{
-    Decision, Event, SessionId, SessionOutcome, Stage, StatementOutcome, StatementProtocol, Who,
+    Decision, Event, Parameter, SessionId, SessionOutcome, Stage, StatementOutcome,
+    StatementProtocol, Who,
 };
 use crate::policy::Denial;
 use crate::recording::frame::Direction;
@@ -49,6 +50,14 @@ pub struct Outcome {
     pub bytes: u64,
     pub masked: u64,
     pub started: Instant,
+}
+
+/// The parameters a statement is run with.
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    pub count: usize,
+    /// As many of them as a leaf shows.
+    pub shown: &'a [Parameter],
 }
 
 /// What a session's last leaf counts.
@@ -134,7 +143,7 @@ impl Recorder {
         allowed: &Allowed,
         first: u64,
         protocol: StatementProtocol,
-        params: Option<usize>,
+        bindings: Option<Bindings<'_>>,
     ) -> Result<(), EvidenceError> {
         for (stmt, statement) in (first..).zip(allowed.statements()) {
             self.leaf(&Event::StmtIntent {
@@ -147,7 +156,8 @@ impl Recorder {
                 rule: statement.rule.clone(),
                 verbs: statement.verbs.clone(),
                 tables: statement.tables.clone(),
-                params,
+                params: bindings.map(|bindings| bindings.count),
+                parameters: bindings.map_or_else(Vec::new, |bindings| bindings.shown.to_vec()),
             })?;
             self.with(|state| state.totals.statements += 1);
         }

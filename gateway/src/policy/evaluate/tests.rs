@@ -156,6 +156,7 @@ fn decide_as(
             target: "shop",
             database: "shop",
             statement,
+            parameters: &[],
         };
         match evaluate(policies, principal, &operation) {
             Verdict::Allow { rule, .. } => rules.push(rule),
@@ -330,6 +331,62 @@ fn connecting() {
     ];
     for (name, target, database, user, principal, expect) in table {
         assert_eq!(ask(target, database, user, &principal), expect, "{name}");
+    }
+}
+
+/// As at Execute: the statement is decided when it is prepared, and again with each set of parameters.
+#[test]
+fn parameters_are_facts() {
+    let policies = parse(&[(
+        "p",
+        "@id(\"any\") permit (principal, action, resource);
+         @id(\"no-teapots\") forbid (principal, action == Sluice::Action::\"sql:update\", resource)
+         when { context.parameters.contains(\"teapot\") };",
+    )]);
+    assert!(policies.looks_at_parameters());
+    let text = "UPDATE products SET stock = 0 WHERE title = $1";
+    let statement = &analyse(text, &[]).statements[0];
+    for (parameters, expect) in [
+        (&[][..], "any"),
+        (&["mug"], "any"),
+        (&["mug", "teapot"], "no-teapots"),
+    ] {
+        let parameters: Vec<String> = parameters.iter().map(|it| (*it).to_owned()).collect();
+        let operation = Operation::Sql {
+            target: "shop",
+            database: "shop",
+            statement,
+            parameters: &parameters,
+        };
+        let rule = match evaluate(&policies, &report_bot(), &operation) {
+            Verdict::Allow { rule, .. } => rule,
+            Verdict::Deny(denial) => denial.rule,
+        };
+        assert_eq!(rule, expect, "{parameters:?}");
+    }
+}
+
+#[test]
+fn only_policies_that_name_parameters_look_at_them() {
+    let with = |condition: &str| {
+        let text = format!(
+            "@id(\"p\") forbid (principal, action in Sluice::Action::\"sql:write\", resource) when {{ {condition} }};"
+        );
+        parse(&[("p", &text)]).looks_at_parameters()
+    };
+    for condition in [
+        "context.parameters.isEmpty()",
+        "context has parameters",
+        "(if context.reads.isEmpty() then context else context).parameters.contains(\"x\")",
+        "[\"x\"].containsAny(context[\"parameters\"])",
+    ] {
+        assert!(with(condition), "{condition}");
+    }
+    assert!(!with("context.reads.contains(\"public.parameters\")"));
+    assert!(!with("context.database == \"parameters\""));
+    for profile in ["read-only.cedar", "allow-all.cedar"] {
+        let policies = PolicySet::parse(&[shipped(profile)]).expect("a valid profile");
+        assert!(!policies.looks_at_parameters(), "{profile}");
     }
 }
 

@@ -197,10 +197,6 @@ pub fn execute(out: &mut BytesMut, portal: &[u8]) {
     });
 }
 
-pub fn flush(out: &mut BytesMut) {
-    message(out, b'H', |_| {});
-}
-
 /// A FunctionCall of function 0, which no server has.
 pub fn function_call_of_nothing(out: &mut BytesMut) {
     message(out, b'F', |out| {

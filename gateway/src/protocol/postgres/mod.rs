@@ -12,6 +12,7 @@ pub mod encode;
 pub mod frontend;
 pub mod scram;
 pub mod startup;
+pub mod values;
 
 /// The longest message in an answer to a question of the gateway's own, header included.
 pub const LONGEST_ANSWER: usize = 64 << 20;

@@ -4,7 +4,7 @@
 //! replaced by one that must fail in the server, so that the server's own error brings the transaction
 //! into the state a native refusal would (reference: "Denying one message" in the protocol notes).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 
@@ -85,14 +85,11 @@ impl Permit {
     }
 
     /// The gateway's own question about a portal's columns; its answer never reaches the agent.
-    pub fn own_describe(portal: &[u8], flush: bool) -> Self {
+    pub fn own_describe(portal: &[u8]) -> Self {
         let mut permit = Self::default();
-        permit.upstream.write(|out| {
-            encode::describe_portal(out, portal);
-            if flush {
-                encode::flush(out);
-            }
-        });
+        permit
+            .upstream
+            .write(|out| encode::describe_portal(out, portal));
         permit
     }
 
@@ -139,6 +136,18 @@ pub struct Allowed {
     statements: Vec<AllowedStatement>,
     evidence: Option<String>,
     sensitive: bool,
+    types: ParameterTypes,
+    /// What a decision about its parameters needs.
+    facts: Vec<sql::Statement>,
+}
+
+/// The types of a prepared statement's parameters.
+#[derive(Debug, Clone, Default)]
+struct ParameterTypes {
+    /// As the agent gave them, some of them perhaps left to the server.
+    given: OnceLock<Arc<[u32]>>,
+    /// As the server told an agent that asked.
+    described: OnceLock<Arc<[u32]>>,
 }
 
 impl Allowed {
@@ -156,6 +165,8 @@ impl Allowed {
             }],
             evidence: None,
             sensitive: true,
+            types: ParameterTypes::default(),
+            facts: Vec::new(),
         }
     }
 
@@ -173,6 +184,8 @@ impl Allowed {
             ],
             evidence: None,
             sensitive: false,
+            types: ParameterTypes::default(),
+            facts: Vec::new(),
         }
     }
 
@@ -206,6 +219,24 @@ impl Allowed {
     /// Whether it touches a table with masked columns: its parameters and its errors are withheld.
     pub fn sensitive(&self) -> bool {
         self.sensitive
+    }
+
+    /// The agent prepares it with these parameter types.
+    pub fn give_parameter_types(&self, types: Vec<u32>) {
+        // A text is prepared once.
+        let _ = self.types.given.set(types.into());
+    }
+
+    /// The server says that these are its parameters' types. It never says anything else.
+    pub fn describe_parameter_types(&self, types: Vec<u32>) {
+        let _ = self.types.described.set(types.into());
+    }
+
+    /// As far as they are known; 0 is a type that is not.
+    pub fn parameter_types(&self) -> Arc<[u32]> {
+        let ParameterTypes { given, described } = &self.types;
+        let known = described.get().or_else(|| given.get());
+        known.map_or_else(Arc::default, Arc::clone)
     }
 }
 

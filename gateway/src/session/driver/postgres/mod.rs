@@ -22,6 +22,7 @@ use crate::session::identify::Identified;
 use crate::session::watch::{self, within};
 
 mod agent_stream;
+mod bound;
 pub mod cancel;
 pub mod catalogue;
 mod conversation;

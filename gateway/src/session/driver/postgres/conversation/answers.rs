@@ -52,10 +52,7 @@ impl Conversation {
             b'V' => self.function_result(message, delivery, done)?,
             b'n' => self.no_data(message, delivery)?,
             b'1' | b'2' | b'3' => self.acknowledged(message, delivery)?,
-            b't' => match self.pending.front() {
-                Some(Pending::Describe) => delivery.unchanged(message),
-                _ => return Err(out_of_step(message)),
-            },
+            b't' => self.parameter_types(message, delivery)?,
             b'G' => self.copy_in(message, delivery)?,
             b'H' | b'c' => match self.pending.front() {
                 Some(Pending::Query { .. } | Pending::Execute { .. }) => {
@@ -132,13 +129,32 @@ impl Conversation {
         Ok(())
     }
 
+    /// What a statement's parameters are: the first half of the answer to its Describe.
+    fn parameter_types(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+    ) -> Result<(), ProtocolError> {
+        let types = backend::parameter_types(message)?;
+        match self.pending.front() {
+            Some(Pending::Describe { statement }) => {
+                if let Some(statement) = statement {
+                    statement.describe_parameter_types(types);
+                }
+                delivery.unchanged(message);
+                Ok(())
+            }
+            _ => Err(out_of_step(message)),
+        }
+    }
+
     fn row_description(
         &mut self,
         message: &Message,
         delivery: &mut Delivery,
     ) -> Result<(), ProtocolError> {
         match self.pending.front() {
-            Some(Pending::Describe) => {
+            Some(Pending::Describe { .. }) => {
                 RowDescription::parse(message)?;
                 self.pending.pop_front();
                 delivery.unchanged(message);
@@ -158,7 +174,7 @@ impl Conversation {
 
     fn no_data(&mut self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
         match self.pending.front() {
-            Some(Pending::Describe) => {
+            Some(Pending::Describe { .. }) => {
                 self.pending.pop_front();
                 delivery.unchanged(message);
             }
@@ -170,15 +186,11 @@ impl Conversation {
 
     fn columns_known(&mut self, plan: Arc<Plan>) {
         self.plan = plan;
-        let Some(Pending::OwnDescribe { binary, rows }) = self.pending.pop_front() else {
+        let Some(Pending::OwnDescribe { rows }) = self.pending.pop_front() else {
             return;
         };
         if let Some(plan) = rows.get() {
             self.plan = Arc::clone(plan);
-        }
-        if let Some(waiting) = binary {
-            // Whoever waited may have gone with its connection.
-            let _ = waiting.send(self.plan.binary().map(str::to_owned));
         }
     }
 
@@ -377,15 +389,9 @@ impl Conversation {
         self.error_text(message, delivery)
     }
 
-    /// The server answers nothing more before the next Sync. Whoever holds an Execute back for columns
-    /// it will not be told must let it go, or that Sync would never be sent.
+    /// The server answers nothing more before the next Sync.
     fn skip_to_sync(&mut self) {
         self.failed = true;
-        for pending in &mut self.pending {
-            if let Pending::OwnDescribe { binary, .. } = pending {
-                *binary = None;
-            }
-        }
     }
 
     fn error_text(

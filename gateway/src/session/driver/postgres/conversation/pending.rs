@@ -4,8 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::oneshot;
-
 use super::{Portal, Rows};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
@@ -36,10 +34,12 @@ pub(super) enum Pending {
         replaced: Option<Portal>,
         naming: u64,
     },
-    Describe,
-    /// The gateway's own Describe; whoever holds an Execute back waits for what it finds.
+    Describe {
+        /// The statement that is asked about, if its name is known.
+        statement: Option<Arc<Allowed>>,
+    },
+    /// The gateway's own Describe.
     OwnDescribe {
-        binary: Option<oneshot::Sender<Option<String>>>,
         rows: Rows,
     },
     Execute {
