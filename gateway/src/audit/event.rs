@@ -281,6 +281,9 @@ pub enum Event {
         upstream: String,
         backend_pid: i32,
         tls: bool,
+        /// A replication connection: what passes is recorded and not looked at.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        replication: bool,
         /// File name below the recordings directory.
         recording: String,
     },
@@ -514,6 +517,7 @@ pub(crate) mod tests {
             upstream: "127.0.0.1:5432".into(),
             backend_pid: 4711,
             tls: false,
+            replication: false,
             recording: format!("{}.slrec", session(n)),
         }
     }

@@ -5,6 +5,10 @@
 
 use bytes::{Bytes, BytesMut};
 
+mod copied;
+
+pub use copied::{Copied, CopyPlan};
+
 use crate::policy::masking::Transform;
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
 use crate::protocol::postgres::{Message, ProtocolError, encode};
@@ -21,7 +25,7 @@ impl Masked {
 }
 
 /// A masked column as the target's catalogue has it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaskedColumn {
     pub name: String,
     pub transform: Transform,

@@ -120,6 +120,7 @@ fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<String,
         target: "shop",
         database: "shop",
         user: "app",
+        replication: false,
     };
     match evaluate(policies, principal, &operation) {
         Verdict::Allow { rule } => Ok(rule),
@@ -266,6 +267,7 @@ fn connecting() {
             target,
             database,
             user,
+            replication: false,
         };
         match evaluate(&policies, principal, &operation) {
             Verdict::Allow { rule } => rule,

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::cursor::Malformed;
 
 pub mod backend;
+pub mod copy;
 pub mod encode;
 pub mod frontend;
 pub mod startup;
@@ -46,6 +47,8 @@ pub enum ProtocolError {
     StartupLength { length: i32 },
     #[error("start-up packet is malformed: {0}")]
     Startup(Malformed),
+    #[error(transparent)]
+    Copy(#[from] copy::CopyError),
     #[error("{0}")]
     Refused(&'static str),
 }

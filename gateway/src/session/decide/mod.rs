@@ -9,14 +9,20 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use crate::policy::Denial;
+use crate::protocol::postgres::frontend::Frontend;
 use crate::protocol::postgres::{Message, encode};
-use crate::sql;
+use crate::sql::{self, Facts};
 
 mod analyst;
+mod copying;
 mod judge;
 
 pub use analyst::Analyst;
+pub use copying::{Copying, Layout};
 pub use judge::{Derived, Disguised, Judge};
+
+/// The verb of replication commands. No policy decides it: the connection is what is decided.
+pub const REPLICATION: &str = "sql:replication";
 
 /// Bytes that may go upstream, and the bytes evidence shows in their place.
 #[derive(Debug, Default)]
@@ -50,8 +56,34 @@ impl Permit {
     }
 
     /// A message whose statements were all allowed.
-    pub fn allowed(_proof: &Allowed, message: &Message, shown: Shown<'_>) -> Self {
-        Self::message(message, shown)
+    pub fn allowed(proof: &Allowed, message: &Message, shown: Shown<'_>) -> Self {
+        let mut permit = Self::message(message, shown);
+        if let Some(text) = &proof.upstream {
+            permit.upstream = with_text(message, text);
+        }
+        permit
+    }
+
+    /// A message that is kept here, because the server would ignore it.
+    pub fn kept(message: &Message) -> Self {
+        Self {
+            upstream: BytesMut::new(),
+            evidence: BytesMut::from(&message.bytes()[..]),
+        }
+    }
+
+    /// The Sync that was kept.
+    pub fn own_sync() -> Self {
+        let mut permit = Self::default();
+        encode::sync(&mut permit.upstream);
+        permit
+    }
+
+    /// Makes the server say what it has to say.
+    pub fn own_flush() -> Self {
+        let mut permit = Self::default();
+        encode::flush(&mut permit.upstream);
+        permit
     }
 
     /// In place of a denied simple query: a text that cannot be parsed.
@@ -127,11 +159,23 @@ impl Permit {
     }
 }
 
+/// A Query or Parse with another text.
+fn with_text(message: &Message, text: &str) -> BytesMut {
+    let mut out = BytesMut::new();
+    match Frontend::parse(message) {
+        Ok(Frontend::Parse { name, .. }) => encode::parse(&mut out, name, text),
+        _ => encode::query(&mut out, text),
+    }
+    out
+}
+
 /// A text of which every statement may run.
 #[derive(Debug, Clone)]
 pub struct Allowed {
     statements: Vec<AllowedStatement>,
     evidence: Option<String>,
+    /// The text to send, when it differs from what was sent to us.
+    upstream: Option<String>,
     sensitive: bool,
 }
 
@@ -147,9 +191,28 @@ impl Allowed {
                 rule: "sql:prepared".to_owned(),
                 verbs: vec!["sql:execute".to_owned()],
                 tables: Vec::new(),
+                copying: None,
             }],
             evidence: None,
+            upstream: None,
             sensitive: true,
+        }
+    }
+
+    /// A command of the replication protocol: the connection was permitted, and so was what it is for.
+    pub fn replication(command: &str, rule: &str) -> Self {
+        let text = sql::evidence_text(command, &Facts::default(), &[]);
+        Self {
+            evidence: (text != command).then(|| text.clone()),
+            statements: vec![AllowedStatement {
+                text,
+                rule: rule.to_owned(),
+                verbs: vec![REPLICATION.to_owned()],
+                tables: Vec::new(),
+                copying: None,
+            }],
+            upstream: None,
+            sensitive: false,
         }
     }
 
@@ -162,12 +225,23 @@ impl Allowed {
                     rule: "test".to_owned(),
                     verbs: vec!["sql:select".to_owned()],
                     tables: Vec::new(),
+                    copying: None,
                 };
                 statements
             ],
             evidence: None,
+            upstream: None,
             sensitive: false,
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_copies(copies: Vec<Copying>) -> Self {
+        let mut allowed = Self::for_tests(copies.len());
+        for (statement, copying) in allowed.statements.iter_mut().zip(copies) {
+            statement.copying = Some(copying);
+        }
+        allowed
     }
 
     #[cfg(test)]
@@ -210,6 +284,8 @@ pub struct AllowedStatement {
     pub rule: String,
     pub verbs: Vec<String>,
     pub tables: Vec<String>,
+    /// Present for a COPY with the client.
+    pub copying: Option<Copying>,
 }
 
 /// A text that may not run, because of one of its statements.

@@ -19,6 +19,7 @@ mod open;
 mod opening;
 mod parameters;
 mod relay;
+mod replication;
 pub mod upstream;
 
 /// Runs one connection of an identified agent.

@@ -13,6 +13,8 @@ use super::relay::{self, RelayError, Session};
 use super::upstream::Connection;
 use crate::app::Gateway;
 use crate::audit::event::{SessionId, SessionOutcome};
+use crate::protocol::postgres::ProtocolError;
+use crate::protocol::postgres::copy::CopyError;
 use crate::protocol::postgres::encode;
 use crate::protocol::postgres::encode::{ErrorText, Severity};
 use crate::session::decide::Judge;
@@ -154,6 +156,11 @@ impl Ended {
                 SessionOutcome::Shutdown,
                 "57P01",
                 "the gateway is shutting down",
+            ),
+            Ended::Relay(Err(RelayError::Target(ProtocolError::Copy(CopyError::LongRow)))) => (
+                SessionOutcome::Error,
+                "54000",
+                "a row of COPY data is too long to be masked",
             ),
             Ended::Relay(Err(RelayError::Agent(error) | RelayError::Target(error))) => {
                 let (stage, denial) = relay::protocol_denial(error);

@@ -13,6 +13,7 @@ use super::greeting::fatal;
 use super::open::Open;
 use super::parameters;
 use super::relay::Session;
+use super::replication::Replication;
 use super::upstream::{self, Connection, Dial, UpstreamError};
 use crate::app::Gateway;
 use crate::audit::event::{Event, SessionId, Stage, Who};
@@ -143,19 +144,26 @@ impl Opening {
             refusal(
                 Stage::Startup,
                 "42501",
-                "startup:parameter",
+                match refused.name.eq_ignore_ascii_case("replication") {
+                    true => "startup:replication",
+                    false => "startup:parameter",
+                },
                 format!("start-up parameter \"{}\" is not allowed", refused.name),
-                format!("Rule startup:parameter: {}.", refused.reason),
+                format!("{}.", refused.reason),
                 "Connect without it.",
             )
         })?;
+        self.permit_replication(&parameters)?;
         self.who.database = Some(parameters.database.clone());
         self.who.db_user = Some(parameters.user.clone());
         let (judge, rule) = self.judge(&parameters, gateway)?;
         Self::permit_settings(&judge, &parameters).await?;
         let (dial, mut connection) = self.connect(&parameters, gateway).await?;
         let catalogues = gateway.catalogues(&dial);
-        self.plain_search_path(&mut connection).await?;
+        // It takes no SQL, so no names are looked up.
+        if parameters.replication != Some(Replication::Physical) {
+            self.plain_search_path(&mut connection).await?;
+        }
         let catalogue = catalogues.current().await.map_err(|error| {
             refusal(
                 Stage::Upstream,
@@ -170,7 +178,7 @@ impl Opening {
             )
         })?;
         let recorder = self
-            .record(&connection, &dial, rule, gateway)
+            .record(&connection, &dial, &parameters, rule.clone(), gateway)
             .map_err(|error| {
                 refusal(
                     Stage::Storage,
@@ -201,8 +209,35 @@ impl Opening {
                 recorder: Arc::new(recorder),
                 answered: Notify::new(),
                 delivering: AtomicBool::new(false),
+                replication: parameters.replication.map(|_| rule),
             },
         })
+    }
+
+    fn permit_replication(&self, parameters: &parameters::Accepted) -> Result<(), Refusal> {
+        let name = &self.target.name;
+        let refused = |why: String, hint| {
+            Err(refusal(
+                Stage::Startup,
+                "42501",
+                "startup:replication",
+                "replication connections are not open to agents".to_owned(),
+                format!("Rule startup:replication: {why}."),
+                hint,
+            ))
+        };
+        match (parameters.replication, self.target.replication) {
+            (None, _) => Ok(()),
+            (Some(_), false) => refused(
+                format!("target \"{name}\" does not allow them"),
+                "An operator can set `replication = true` for the target.",
+            ),
+            (Some(_), true) if !self.target.masks.is_empty() => refused(
+                format!("target \"{name}\" has masked columns, which they would show in clear"),
+                "An operator can name another target without masks.",
+            ),
+            (Some(_), true) => Ok(()),
+        }
     }
 
     fn judge(
@@ -210,7 +245,9 @@ impl Opening {
         parameters: &parameters::Accepted,
         gateway: &Gateway,
     ) -> Result<(Judge, String), Refusal> {
+        // The server takes no database for the log of all of them.
         if let Some(only) = &self.target.database
+            && parameters.replication != Some(Replication::Physical)
             && *only != parameters.database
         {
             return Err(refusal(
@@ -232,7 +269,7 @@ impl Opening {
             database: parameters.database.clone(),
             analyst: Arc::clone(&gateway.analyst),
         };
-        match judge.connect(&parameters.user) {
+        match judge.connect(&parameters.user, parameters.replication.is_some()) {
             Verdict::Allow { rule } => Ok((judge, rule)),
             Verdict::Deny(denial) => Err(Refusal {
                 stage: Stage::Connect,
@@ -277,6 +314,12 @@ impl Opening {
             .dial_addresses(&self.target, self.host.as_deref(), self.original)
             .await
             .map_err(|error| self.unresolved(&error))?;
+        let mut settings = parameters.settings.clone();
+        settings.extend(
+            parameters
+                .replication
+                .map(|it| ("replication".to_owned(), it.value().to_owned())),
+        );
         let begun = Instant::now();
         let mut failed = None;
         for address in addresses {
@@ -284,7 +327,7 @@ impl Opening {
                 break;
             }
             let dial = self.dial(address, &parameters.database, gateway)?;
-            match upstream::connect(&dial, &parameters.settings).await {
+            match upstream::connect(&dial, &settings).await {
                 Ok(connection) => return Ok((dial, connection)),
                 Err(error @ UpstreamError::Dial(_)) => {
                     tracing::warn!(session = %self.session, %address, %error, "an address of the target does not answer");
@@ -393,6 +436,7 @@ impl Opening {
         &self,
         connection: &Connection,
         dial: &Dial,
+        parameters: &parameters::Accepted,
         rule: String,
         gateway: &Gateway,
     ) -> Result<Recorder, EvidenceError> {
@@ -419,6 +463,7 @@ impl Opening {
             upstream: dial.address.to_string(),
             backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
             tls: connection.tls,
+            replication: parameters.replication.is_some(),
             recording: recordings::file_name(self.session),
         })?;
         Ok(Recorder::new(

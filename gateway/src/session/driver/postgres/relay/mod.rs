@@ -48,6 +48,8 @@ pub struct Session {
     pub answered: Notify,
     /// Set while bytes are being delivered: a farewell now would land in the middle of a message.
     pub delivering: AtomicBool,
+    /// The rule that permitted a replication connection, if this is one.
+    pub replication: Option<String>,
 }
 
 impl Session {
