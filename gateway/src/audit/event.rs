@@ -314,6 +314,9 @@ pub enum Event {
         /// The version of the agent's own TLS (`TLSv1.3`), if it came with TLS.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         agent_tls: Option<String>,
+        /// A replication connection: what passes is recorded and not looked at.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        replication: bool,
         /// File name below the recordings directory.
         recording: String,
     },
@@ -553,6 +556,7 @@ pub(crate) mod tests {
             backend_pid: 4711,
             tls: false,
             agent_tls: Some("TLSv1.3".to_owned()),
+            replication: false,
             recording: format!("{}.slrec", session(n)),
         }
     }

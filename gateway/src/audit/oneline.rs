@@ -171,9 +171,15 @@ fn say(event: &Event, length: Length) -> Said {
             upstream,
             host,
             tls,
+            replication,
             ..
         } => {
-            let tls = if *tls { " (tls)" } else { "" };
+            let tls = match (*tls, *replication) {
+                (true, true) => " (tls, replication)",
+                (true, false) => " (tls)",
+                (false, true) => " (replication)",
+                (false, false) => "",
+            };
             let host = host
                 .as_deref()
                 .map_or(String::new(), |host| format!("{} at ", one_line(host)));

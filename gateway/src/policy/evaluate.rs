@@ -10,6 +10,7 @@ use cedar_policy::{
 
 use super::denial::{Denial, WHO_DECIDES};
 use super::set::{CREDENTIAL, DATABASE, PolicySet};
+use crate::sql::copy::{Copy, Peer};
 use crate::sql::{MaskUse, Statement, Table, Verb, unambiguous};
 
 /// Who asks, proven by cgroup and token.
@@ -46,6 +47,8 @@ pub enum Operation<'a> {
         target: &'a str,
         database: &'a str,
         user: &'a str,
+        /// A replication connection.
+        replication: bool,
     },
     Sql {
         target: &'a str,
@@ -82,8 +85,21 @@ pub fn evaluate(policies: &PolicySet, principal: &Principal, operation: &Operati
             target,
             database,
             user,
-        } => connect(policies, principal, target, database, user)
-            .and_then(|rules| Ok((chosen(policies, &rules)?, rules))),
+            replication,
+        } => {
+            let facts = [
+                text("database", database),
+                text("user", user),
+                truth("replication", *replication),
+            ];
+            let doing = match replication {
+                true => "replicate database",
+                false => "connect to database",
+            };
+            let subject = format!("{doing} {database} as {user}");
+            connect(policies, principal, target, facts, subject)
+                .and_then(|rules| Ok((chosen(policies, &rules)?, rules)))
+        }
         Operation::Sql {
             target,
             database,
@@ -111,17 +127,17 @@ fn connect(
     policies: &PolicySet,
     principal: &Principal,
     target: &str,
-    database: &str,
-    user: &str,
+    facts: [(String, RestrictedExpression); 3],
+    subject: String,
 ) -> Result<Rules, Denial> {
     let process = process_fact(&principal.process).map_err(|e| broken(&e))?;
-    let context = Context::from_pairs([text("database", database), text("user", user), process])
-        .map_err(|e| broken(&e))?;
+    let context =
+        Context::from_pairs(facts.into_iter().chain([process])).map_err(|e| broken(&e))?;
     let mut asking = Asking::new(policies, principal, target);
     let question = Question {
         action: "connect".to_owned(),
         resource: asking.target.clone(),
-        subject: format!("connect to database {database} as {user}"),
+        subject,
     };
     asking.ask(&policies.all, vec![question], context)
 }
@@ -522,7 +538,8 @@ fn statement_context(
         .iter()
         .map(|name| built_in_name(name).to_owned())
         .collect();
-    Context::from_pairs([
+    let copy = statement.copy.as_ref().map(copy_fact).transpose()?;
+    let facts = [
         text("database", database),
         process_fact(process)?,
         set("verbs", verbs),
@@ -532,7 +549,30 @@ fn statement_context(
         set("settings", statement.settings.clone()),
         set("shows", statement.shows.clone()),
         set("parameters", parameters.iter().cloned().collect()),
-    ])
+    ];
+    Context::from_pairs(facts.into_iter().chain(copy))
+}
+
+#[expect(
+    clippy::result_large_err,
+    reason = "Cedar's own error; a record of different names cannot fail"
+)]
+fn copy_fact(
+    copy: &Copy,
+) -> Result<(String, RestrictedExpression), cedar_policy::ContextCreationError> {
+    let direction = if copy.from { "from" } else { "to" };
+    let format = copy.options.as_ref().map(|options| options.format.name());
+    let peer = match &copy.peer {
+        Peer::Client => None,
+        Peer::File(file) => Some(text("file", file)),
+        Peer::Program(program) => Some(text("program", program)),
+    };
+    let facts = [text("direction", direction)]
+        .into_iter()
+        .chain(format.map(|format| text("format", format)))
+        .chain(peer);
+    let record = RestrictedExpression::new_record(facts)?;
+    Ok(("copy".to_owned(), record))
 }
 
 #[expect(
@@ -564,6 +604,10 @@ fn text(name: &str, value: &str) -> (String, RestrictedExpression) {
         name.to_owned(),
         RestrictedExpression::new_string(value.to_owned()),
     )
+}
+
+fn truth(name: &str, value: bool) -> (String, RestrictedExpression) {
+    (name.to_owned(), RestrictedExpression::new_bool(value))
 }
 
 fn set(name: &str, values: BTreeSet<String>) -> (String, RestrictedExpression) {

@@ -8,6 +8,10 @@
 
 use bytes::BytesMut;
 
+mod copied;
+
+pub use copied::{Copied, CopyPlan};
+
 use super::buffers::Gathered;
 use crate::policy::masking::{Takes, Transform};
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
@@ -26,7 +30,7 @@ impl Masked {
 }
 
 /// A masked column as the target's catalogue has it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MaskedColumn {
     pub name: String,
     pub transform: Transform,
@@ -43,6 +47,14 @@ const BPCHAR: u32 = 1042;
 const MODIFIER_HEADER: i32 = 4;
 
 impl MaskedColumn {
+    /// Where its length is not known, as in COPY data.
+    fn takes_any_length(&self) -> Takes {
+        match self.text_like {
+            true => Takes::Text,
+            false => Takes::Nothing,
+        }
+    }
+
     fn takes(&self, field: &Field) -> Takes {
         if !self.text_like {
             return Takes::Nothing;

@@ -94,10 +94,11 @@ fn top_verb(statement: Ref<'_>) -> Option<Verb> {
 }
 
 fn copy_verb(copy: &pb::CopyStmt) -> Verb {
-    match (copy.is_program || !copy.filename.is_empty(), copy.is_from) {
-        (true, _) => Verb::CopyFile,
-        (false, true) => Verb::CopyFrom,
-        (false, false) => Verb::CopyTo,
+    match (copy.is_program, copy.filename.is_empty(), copy.is_from) {
+        (true, _, _) => Verb::CopyProgram,
+        (false, false, _) => Verb::CopyFile,
+        (false, true, true) => Verb::CopyFrom,
+        (false, true, false) => Verb::CopyTo,
     }
 }
 

@@ -9,6 +9,7 @@
 //! unless a policy allows `sql:unknown` by that name. When in doubt, a statement is unknown and a
 //! masked column's use is refused.
 
+pub mod copy;
 mod evidence;
 mod facts;
 mod second_opinion;
@@ -61,6 +62,8 @@ pub struct Statement {
     pub disguises: Disguises,
     /// DECLARE … BINARY: its FETCHes deliver binary values whatever the client asks for.
     pub binary_cursor: bool,
+    /// Present for a COPY.
+    pub copy: Option<copy::Copy>,
     /// Why the statement is `sql:unknown`.
     pub unknown: Option<String>,
 }
@@ -134,8 +137,10 @@ verbs! {
     CopyTo = "sql:copy-to",
     /// COPY … FROM STDIN.
     CopyFrom = "sql:copy-from",
-    /// COPY to or from a file or a program on the database's host.
+    /// COPY to or from a file on the database's host.
     CopyFile = "sql:copy-file",
+    /// COPY to or from a program that the database's host runs.
+    CopyProgram = "sql:copy-program",
     /// CREATE, ALTER, DROP, COMMENT and everything else that changes definitions.
     Ddl = "sql:ddl",
     /// GRANT and REVOKE.
@@ -352,7 +357,15 @@ fn statement(text: &str, raw: &pb::RawStmt, masks: &[MaskRule]) -> Statement {
         return unknown(own_text, "an empty parse tree".to_owned(), masks);
     };
     let gathered = facts::gather(node);
-    let taint::Taint { mask, attributes } = taint::look(node, masks);
+    let taint::Taint {
+        mask,
+        attributes,
+        copied,
+    } = taint::look(node, masks);
+    let copy = match node {
+        tree::Ref::CopyStmt(it) => Some(copy::facts(text, it, copied)),
+        _ => None,
+    };
     let (reads, writes) = facts::reads_and_writes(&gathered.effects);
     let mut statement = Statement {
         verb: gathered.verb,
@@ -367,6 +380,7 @@ fn statement(text: &str, raw: &pb::RawStmt, masks: &[MaskRule]) -> Statement {
         attributes,
         disguises: gathered.disguises,
         binary_cursor: gathered.binary_cursor,
+        copy,
         unknown: gathered.doubt,
     };
     if statement.unknown.is_some() {
@@ -389,6 +403,7 @@ fn unknown(text: &str, why: String, masks: &[MaskRule]) -> Statement {
         attributes: BTreeMap::new(),
         disguises: Disguises::default(),
         binary_cursor: false,
+        copy: None,
         unknown: Some(why),
     };
     mark_unknown(&mut statement, masks);

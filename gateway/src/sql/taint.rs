@@ -17,6 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pg_query::protobuf as pb;
 
+use super::copy::MaskedColumn;
 use super::facts::strings;
 use super::tree::{Ref, inner};
 use super::{MaskUse, Place, Table};
@@ -28,6 +29,17 @@ pub(super) struct Taint {
     /// What is taken from their rows by name. `c.f` is a column or, where `c` has no column `f`, a call
     /// `f(c)` that gets the whole row: only the catalogue knows which.
     pub attributes: Attributes,
+    pub copied: Option<Copied>,
+}
+
+/// What a COPY … TO STDOUT sends of a masked table.
+pub(super) enum Copied {
+    Columns {
+        width: usize,
+        masked: Vec<MaskedColumn>,
+    },
+    /// All the table's columns.
+    Table,
 }
 
 type Attributes = BTreeMap<Table, BTreeSet<String>>;
@@ -36,6 +48,7 @@ pub(super) fn look(statement: Ref<'_>, masks: &[MaskRule]) -> Taint {
     let without = |mask| Taint {
         mask,
         attributes: Attributes::new(),
+        copied: None,
     };
     if masks.is_empty() {
         return without(MaskUse::None);
@@ -61,6 +74,7 @@ pub(super) fn look(statement: Ref<'_>, masks: &[MaskRule]) -> Taint {
             None => MaskUse::Maskable,
         },
         attributes: walk.attributes,
+        copied: walk.copied,
     }
 }
 
@@ -167,6 +181,7 @@ struct Walk<'m> {
     scopes: Vec<Vec<Source<'m>>>,
     place: Place,
     attributes: Attributes,
+    copied: Option<Copied>,
     /// The first refused use.
     refused: Option<(String, Place)>,
 }
@@ -178,6 +193,7 @@ impl<'m> Walk<'m> {
             scopes: vec![],
             place: Place::Expression,
             attributes: Attributes::new(),
+            copied: None,
             refused: None,
         }
     }
@@ -213,7 +229,7 @@ impl<'m> Walk<'m> {
 
     fn query(&mut self, node: Ref<'_>, output: Output) {
         match node {
-            Ref::SelectStmt(it) => self.select(it, output),
+            Ref::SelectStmt(it) => drop(self.select(it, output)),
             Ref::InsertStmt(it) => self.insert(it, output),
             Ref::UpdateStmt(it) => self.update(it, output),
             Ref::DeleteStmt(it) => self.delete(it, output),
@@ -222,7 +238,8 @@ impl<'m> Walk<'m> {
         }
     }
 
-    fn select(&mut self, it: &pb::SelectStmt, output: Output) {
+    /// Returns what of its target list is masked.
+    fn select(&mut self, it: &pb::SelectStmt, output: Output) -> Vec<Shown> {
         self.with(it.with_clause.as_ref());
         let output = narrowed(it, output);
         self.scopes.push(self.sources(&it.from_clause));
@@ -249,6 +266,7 @@ impl<'m> Walk<'m> {
             walk.one(&it.limit_count);
         });
         self.scopes.pop();
+        shown
     }
 
     /// A WITH query sees the outer levels only; its rows are never the answer.
@@ -297,11 +315,12 @@ impl<'m> Walk<'m> {
                 self.refuse(column, Place::WholeRow);
                 Shown::Clear
             }
-            (Reference::Column(column), Output::Answer) if target.name.is_empty() => {
-                Shown::Masked { as_name: column }
-            }
-            (Reference::Column(_), Output::Answer) => Shown::Masked {
-                as_name: target.name.clone(),
+            (Reference::Column(column), Output::Answer) => Shown::Masked {
+                as_name: match target.name.is_empty() {
+                    true => column.clone(),
+                    false => target.name.clone(),
+                },
+                column,
             },
             (Reference::Star(_), Output::Answer) => Shown::Star,
             (Reference::Column(column) | Reference::Star(column), Output::Inside(place)) => {
@@ -331,8 +350,8 @@ impl<'m> Walk<'m> {
             Ref::AConst(it) => self.position_number(it, shown),
             Ref::ColumnRef(it) => {
                 let names = strings(&it.fields);
-                let named = |shown: &&Shown| matches!(shown, Shown::Masked { as_name } if names.len() == 1 && Masked::same(as_name, names[0]));
-                if let Some(Shown::Masked { as_name }) = shown.iter().find(named) {
+                let named = |shown: &&Shown| matches!(shown, Shown::Masked { as_name, .. } if names.len() == 1 && Masked::same(as_name, names[0]));
+                if let Some(Shown::Masked { as_name, .. }) = shown.iter().find(named) {
                     self.refuse(as_name.clone(), self.place);
                 }
                 self.visit(item);
@@ -351,7 +370,7 @@ impl<'m> Walk<'m> {
             .ok()
             .and_then(|number| number.checked_sub(1));
         match index.and_then(|index| shown.get(index)) {
-            Some(Shown::Masked { as_name }) => self.refuse(as_name.clone(), self.place),
+            Some(Shown::Masked { as_name, .. }) => self.refuse(as_name.clone(), self.place),
             _ if star => self.refuse(self.masked.first_column(), self.place),
             _ => {}
         }
@@ -432,19 +451,77 @@ impl<'m> Walk<'m> {
     }
 
     fn copy(&mut self, it: &pb::CopyStmt) {
-        self.inside(it.query.as_deref(), Place::Copy);
+        let to_client = !it.is_from && !it.is_program && it.filename.is_empty();
+        match it.query.as_deref().and_then(inner) {
+            Some(Ref::SelectStmt(query)) if to_client => self.copied_query(query),
+            _ => self.inside(it.query.as_deref(), Place::Copy),
+        }
         let Some(table) = &it.relation else { return };
-        let columns = self.masked.columns_of_var(table);
         let listed = strings(&it.attlist);
-        let copied = columns.iter().find(|column| {
-            listed.is_empty() || listed.iter().any(|name| Masked::same(column, name))
-        });
-        if let (Some(column), false) = (copied, it.is_from) {
-            self.refuse((*column).to_owned(), Place::Copy);
+        let masked = self.copied_columns(table, &listed);
+        let some = match listed.is_empty() {
+            true => self
+                .masked
+                .columns_of_var(table)
+                .first()
+                .map(|it| (*it).to_owned()),
+            false => masked.first().map(|masked| masked.column.clone()),
+        };
+        match some {
+            Some(_) if it.is_from => {}
+            Some(column) if !to_client => self.refuse(column, Place::Copy),
+            Some(_) if listed.is_empty() => self.copied = Some(Copied::Table),
+            Some(_) => {
+                let width = listed.len();
+                self.copied = Some(Copied::Columns { width, masked });
+            }
+            None => {}
         }
         self.scopes.push(self.sources_of_var(table));
         self.at(Place::Predicate, |walk| walk.one(&it.where_clause));
         self.scopes.pop();
+    }
+
+    /// The masked ones among the columns that a COPY lists.
+    fn copied_columns(&self, table: &pb::RangeVar, listed: &[&str]) -> Vec<MaskedColumn> {
+        let columns = self.masked.columns_of_var(table);
+        let is_masked = |name: &str| columns.iter().any(|column| Masked::same(column, name));
+        listed
+            .iter()
+            .enumerate()
+            .filter(|(_, name)| is_masked(name))
+            .map(|(place, name)| MaskedColumn {
+                place,
+                table: Some(Table {
+                    schema: (!table.schemaname.is_empty()).then(|| table.schemaname.clone()),
+                    name: table.relname.clone(),
+                }),
+                column: (*name).to_owned(),
+            })
+            .collect()
+    }
+
+    /// The data of COPY carries no origin: which of its columns are masked must be known from the query.
+    fn copied_query(&mut self, query: &pb::SelectStmt) {
+        let shown = self.select(query, Output::Answer);
+        let masked: Vec<MaskedColumn> = shown
+            .iter()
+            .enumerate()
+            .filter_map(|(place, shown)| match shown {
+                Shown::Masked { column, .. } => Some(MaskedColumn {
+                    place,
+                    table: None,
+                    column: column.clone(),
+                }),
+                Shown::Clear | Shown::Star => None,
+            })
+            .collect();
+        if shown.iter().any(|shown| matches!(shown, Shown::Star)) {
+            self.refuse(self.masked.first_column(), Place::Copy);
+        } else if !masked.is_empty() {
+            let width = shown.len();
+            self.copied = Some(Copied::Columns { width, masked });
+        }
     }
 
     /// The items of FROM: joins that compare masked columns, aliases that rename them, sub-selects.
@@ -580,7 +657,7 @@ impl<'m> Walk<'m> {
     /// Anything else: a masked column met here is refused with the present place.
     fn visit(&mut self, node: Ref<'_>) {
         match node {
-            Ref::SelectStmt(it) => self.select(it, Output::Inside(Place::Subselect)),
+            Ref::SelectStmt(it) => drop(self.select(it, Output::Inside(Place::Subselect))),
             Ref::InsertStmt(_) | Ref::UpdateStmt(_) | Ref::DeleteStmt(_) | Ref::MergeStmt(_) => {
                 self.query(node, Output::Inside(Place::Subselect));
             }
@@ -687,7 +764,7 @@ impl<'m> Walk<'m> {
 /// One item of a target list.
 enum Shown {
     Clear,
-    Masked { as_name: String },
+    Masked { column: String, as_name: String },
     Star,
 }
 

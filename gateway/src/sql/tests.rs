@@ -136,7 +136,7 @@ fn effects_by_statement() {
         ("COPY a FROM STDIN", "copy-from{a}"),
         ("COPY a FROM STDIN WHERE x > 1", "copy-from{a}"),
         ("COPY a TO '/tmp/x'", "copy-file{a}"),
-        ("COPY a FROM PROGRAM 'id'", "copy-file{a}"),
+        ("COPY a FROM PROGRAM 'id'", "copy-program{a}"),
         ("EXPLAIN SELECT * FROM a", "select{a} explain"),
         ("EXPLAIN ANALYZE DELETE FROM a", "delete{a} explain"),
         ("EXPLAIN ANALYZE EXECUTE p", "explain execute"),
@@ -714,9 +714,23 @@ fn masked_columns() {
         ),
         ("SELECT (list_people()).card_number", "whole-row"),
         // Copies under another name.
-        ("COPY customers TO STDOUT", "copy"),
-        ("COPY customers (card_number) TO STDOUT", "copy"),
-        ("COPY (SELECT card_number FROM customers) TO STDOUT", "copy"),
+        ("COPY customers TO STDOUT", "maskable"),
+        ("COPY customers (card_number) TO STDOUT", "maskable"),
+        (
+            "COPY (SELECT card_number FROM customers) TO STDOUT",
+            "maskable",
+        ),
+        ("COPY customers TO '/tmp/x'", "copy"),
+        ("COPY customers (card_number) TO PROGRAM 'cat'", "copy"),
+        (
+            "COPY (SELECT card_number FROM customers) TO '/tmp/x'",
+            "copy",
+        ),
+        ("COPY (SELECT * FROM customers) TO STDOUT", "copy"),
+        (
+            "COPY (DELETE FROM customers RETURNING card_number) TO STDOUT",
+            "copy",
+        ),
         ("COPY (SELECT id FROM customers) TO STDOUT", "maskable"),
         (
             "COPY customers FROM STDIN WHERE card_number > 'x'",

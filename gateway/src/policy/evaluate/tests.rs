@@ -132,6 +132,7 @@ fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<Login, 
         target: "shop",
         database: "shop",
         user: "app",
+        replication: false,
     };
     match evaluate(policies, principal, &operation) {
         Verdict::Allow { login, .. } => Ok(login),
@@ -284,6 +285,7 @@ fn connecting() {
             target,
             database,
             user,
+            replication: false,
         };
         match evaluate(&policies, principal, &operation) {
             Verdict::Allow { rule, .. } => rule,

@@ -169,6 +169,30 @@ pub fn command_tag(message: &Message) -> Result<&[u8], ProtocolError> {
     Ok(tag)
 }
 
+/// A CopyInResponse or CopyOutResponse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CopyResponse {
+    pub binary: bool,
+    pub columns: usize,
+}
+
+pub fn copy_response(message: &Message) -> Result<CopyResponse, ProtocolError> {
+    let read = || -> Result<CopyResponse, Malformed> {
+        let mut cursor = Cursor::new(message.body());
+        let binary = cursor.u8("format")? != 0;
+        let columns = cursor.count("number of columns")?;
+        cursor.take(columns.saturating_mul(2), "column formats")?;
+        cursor.end()?;
+        Ok(CopyResponse { binary, columns })
+    };
+    read().map_err(|source| message.malformed(source))
+}
+
+/// How many rows a COPY's command tag counts.
+pub fn rows_copied(tag: &str) -> Option<u64> {
+    tag.strip_prefix("COPY ")?.parse().ok()
+}
+
 /// The transaction status of a ReadyForQuery: `I`, `T` or `E`.
 pub fn transaction_status(message: &Message) -> Result<u8, ProtocolError> {
     match message.body() {

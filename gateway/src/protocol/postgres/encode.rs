@@ -197,6 +197,14 @@ pub fn execute(out: &mut BytesMut, portal: &[u8]) {
     });
 }
 
+pub fn flush(out: &mut BytesMut) {
+    message(out, b'H', |_| {});
+}
+
+pub fn sync(out: &mut BytesMut) {
+    message(out, b'S', |_| {});
+}
+
 /// A FunctionCall of function 0, which no server has.
 pub fn function_call_of_nothing(out: &mut BytesMut) {
     message(out, b'F', |out| {
@@ -205,6 +213,11 @@ pub fn function_call_of_nothing(out: &mut BytesMut) {
         out.put_u16(0);
         out.put_u16(0);
     });
+}
+
+/// COPY data, from either side.
+pub fn copy_data(out: &mut BytesMut, data: &[u8]) {
+    message(out, b'd', |out| out.extend_from_slice(data));
 }
 
 /// A message of `tag` whose body is a note instead of the bytes it stands for.

@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes, BytesMut};
 use super::cursor::Malformed;
 
 pub mod backend;
+pub mod copy;
 pub mod encode;
 pub mod frontend;
 pub mod scram;
@@ -61,6 +62,8 @@ pub enum ProtocolError {
     StartupLength { length: i32 },
     #[error("start-up packet is malformed: {0}")]
     Startup(Malformed),
+    #[error(transparent)]
+    Copy(#[from] copy::CopyError),
     #[error("{0}")]
     Refused(&'static str),
 }
@@ -213,6 +216,26 @@ impl Piece {
 
     pub fn bytes(&self) -> &Bytes {
         &self.bytes
+    }
+
+    /// Its part of the message's body.
+    pub fn data(&self) -> &[u8] {
+        let (_, data) = self.parts();
+        data
+    }
+
+    /// The same piece with other data.
+    pub fn with(&self, data: &[u8]) -> BytesMut {
+        let (header, _) = self.parts();
+        let mut bytes = BytesMut::with_capacity(header.len() + data.len());
+        bytes.extend_from_slice(header);
+        bytes.extend_from_slice(data);
+        bytes
+    }
+
+    fn parts(&self) -> (&[u8], &[u8]) {
+        let header = if self.first { HEADER } else { 0 };
+        self.bytes.split_at_checked(header).unwrap_or_default()
     }
 }
 

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::analyst::Analysed;
+use super::copying::{self, Copying, Layout};
 use super::{Allowed, AllowedStatement, Analyst, Denied, ParameterTypes, Ruling};
 use crate::config::Target;
 use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict, evaluate};
@@ -18,6 +19,8 @@ pub struct Derived {
     pub relations: BTreeSet<Table>,
     /// The columns of the masked tables, also those that are not masked.
     pub columns: BTreeMap<Table, BTreeSet<String>>,
+    /// What COPY sends of the masked tables.
+    pub layouts: BTreeMap<Table, Layout>,
     /// Tables that lack a column which should be masked: it was renamed, or the rule has it wrong.
     pub lacking: BTreeMap<Table, String>,
     /// Functions of the database's own that an operator, a cast or an attribute calls.
@@ -44,7 +47,7 @@ pub struct Judge {
 
 impl Judge {
     /// May this agent open a session here?
-    pub fn connect(&self, user: &str) -> Verdict {
+    pub fn connect(&self, user: &str, replication: bool) -> Verdict {
         evaluate(
             &self.policies,
             &self.principal,
@@ -52,6 +55,7 @@ impl Judge {
                 target: &self.target.name,
                 database: &self.database,
                 user,
+                replication,
             },
         )
     }
@@ -83,10 +87,19 @@ impl Judge {
     /// May it run? Every statement in it must be allowed.
     pub fn rule(&self, text: &[u8], analysed: Analysed, derived: &Derived) -> Ruling {
         let mut allowed = Vec::with_capacity(analysed.facts.statements.len());
+        let mut lists = Vec::new();
         for (statement, shown) in analysed.facts.statements.iter().zip(&analysed.shown) {
-            match self.statement(statement, derived, &[]) {
-                Verdict::Allow { rule, .. } => allowed.push(line(statement, shown.clone(), rule)),
-                Verdict::Deny(denial) => {
+            let decided = match self.statement(statement, derived, &[]) {
+                Verdict::Allow { rule, .. } => copying::copying(statement, derived)
+                    .map(|(copying, listed)| (rule, copying, listed)),
+                Verdict::Deny(denial) => Err(denial),
+            };
+            match decided {
+                Ok((rule, copying, listed)) => {
+                    allowed.push(line(statement, shown.clone(), rule, copying));
+                    lists.extend(listed);
+                }
+                Err(denial) => {
                     return Ruling::Denied(Box::new(Denied {
                         denial,
                         statement: shown.clone(),
@@ -104,6 +117,7 @@ impl Judge {
         Ruling::Allowed(Arc::new(Allowed {
             statements: allowed,
             evidence: (!as_sent).then_some(analysed.evidence),
+            upstream: with_lists(text, lists),
             sensitive,
             types: ParameterTypes::default(),
             facts: match self.policies.looks_at_parameters() {
@@ -248,7 +262,7 @@ fn calls_with_row(statement: &Statement, derived: &Derived) -> Option<Denial> {
 }
 
 /// Whether a table as written may be this one.
-fn is_meant(written: &Table, known: &Table) -> bool {
+pub(super) fn is_meant(written: &Table, known: &Table) -> bool {
     written.name.eq_ignore_ascii_case(&known.name)
         && (written.schema.is_none() || written.schema == known.schema)
 }
@@ -273,7 +287,25 @@ fn with_disguised<'s>(statement: &'s Statement, disguised: &Disguised) -> Cow<'s
     Cow::Owned(statement)
 }
 
-fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
+/// The text with its COPYs' columns listed.
+fn with_lists(text: &[u8], lists: Vec<(usize, String)>) -> Option<String> {
+    let mut text = match lists.is_empty() {
+        true => return None,
+        false => std::str::from_utf8(text).ok()?.to_owned(),
+    };
+    for (at, list) in lists.into_iter().rev() {
+        let (before, after) = text.split_at_checked(at)?;
+        text = format!("{before}{list}{after}");
+    }
+    Some(text)
+}
+
+fn line(
+    statement: &Statement,
+    text: String,
+    rule: String,
+    copying: Option<Copying>,
+) -> AllowedStatement {
     let tables: BTreeSet<String> = statement
         .reads
         .iter()
@@ -289,6 +321,7 @@ fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
             .map(|verb| verb.action().to_owned())
             .collect(),
         tables: tables.into_iter().collect(),
+        copying,
     }
 }
 

@@ -10,14 +10,20 @@ use bytes::{Bytes, BytesMut};
 
 use super::buffers::Gathered;
 use crate::policy::Denial;
+use crate::protocol::postgres::frontend::Frontend;
 use crate::protocol::postgres::{Message, Piece, encode};
-use crate::sql;
+use crate::sql::{self, Facts};
 
 mod analyst;
+mod copying;
 mod judge;
 
 pub use analyst::Analyst;
+pub use copying::{Copying, Layout};
 pub use judge::{Derived, Disguised, Judge};
+
+/// The verb of replication commands. No policy decides it: the connection is what is decided.
+pub const REPLICATION: &str = "sql:replication";
 
 /// Bytes that may go upstream, and the bytes evidence shows in their place.
 #[derive(Debug, Default)]
@@ -56,8 +62,39 @@ impl Permit {
     }
 
     /// A message whose statements were all allowed.
-    pub fn allowed(_proof: &Allowed, message: &Message, shown: Shown<'_>) -> Self {
-        Self::passed(message.bytes(), shown)
+    pub fn allowed(proof: &Allowed, message: &Message, shown: Shown<'_>) -> Self {
+        let Some(text) = &proof.upstream else {
+            return Self::passed(message.bytes(), shown);
+        };
+        let mut permit = Self::default();
+        permit.upstream.write(|out| with_text(out, message, text));
+        match shown {
+            Shown::AsSent => permit.evidence.push(message.bytes()),
+            Shown::Instead(bytes) => permit.evidence.write(|out| out.extend_from_slice(bytes)),
+            Shown::Nothing => {}
+        }
+        permit
+    }
+
+    /// A message that is kept here, because the server would ignore it.
+    pub fn kept(message: &Message) -> Self {
+        let mut permit = Self::default();
+        permit.evidence.push(message.bytes());
+        permit
+    }
+
+    /// The Sync that was kept.
+    pub fn own_sync() -> Self {
+        let mut permit = Self::default();
+        permit.upstream.write(encode::sync);
+        permit
+    }
+
+    /// Makes the server say what it has to say.
+    pub fn own_flush() -> Self {
+        let mut permit = Self::default();
+        permit.upstream.write(encode::flush);
+        permit
     }
 
     /// In place of a denied simple query: a text that cannot be parsed.
@@ -130,11 +167,21 @@ impl Permit {
     }
 }
 
+/// A Query or Parse with another text.
+fn with_text(out: &mut BytesMut, message: &Message, text: &str) {
+    match Frontend::parse(message) {
+        Ok(Frontend::Parse { name, .. }) => encode::parse(out, name, text),
+        _ => encode::query(out, text),
+    }
+}
+
 /// A text of which every statement may run.
 #[derive(Debug, Clone)]
 pub struct Allowed {
     statements: Vec<AllowedStatement>,
     evidence: Option<String>,
+    /// The text to send, when it differs from what was sent to us.
+    upstream: Option<String>,
     sensitive: bool,
     types: ParameterTypes,
     /// What a decision about its parameters needs.
@@ -162,9 +209,30 @@ impl Allowed {
                 rule: "sql:prepared".to_owned(),
                 verbs: vec!["sql:execute".to_owned()],
                 tables: Vec::new(),
+                copying: None,
             }],
             evidence: None,
+            upstream: None,
             sensitive: true,
+            types: ParameterTypes::default(),
+            facts: Vec::new(),
+        }
+    }
+
+    /// A command of the replication protocol: the connection was permitted, and so was what it is for.
+    pub fn replication(command: &str, rule: &str) -> Self {
+        let text = sql::evidence_text(command, &Facts::default(), &[]);
+        Self {
+            evidence: (text != command).then(|| text.clone()),
+            statements: vec![AllowedStatement {
+                text,
+                rule: rule.to_owned(),
+                verbs: vec![REPLICATION.to_owned()],
+                tables: Vec::new(),
+                copying: None,
+            }],
+            upstream: None,
+            sensitive: false,
             types: ParameterTypes::default(),
             facts: Vec::new(),
         }
@@ -179,14 +247,25 @@ impl Allowed {
                     rule: "test".to_owned(),
                     verbs: vec!["sql:select".to_owned()],
                     tables: Vec::new(),
+                    copying: None,
                 };
                 statements
             ],
             evidence: None,
+            upstream: None,
             sensitive: false,
             types: ParameterTypes::default(),
             facts: Vec::new(),
         }
+    }
+
+    #[cfg(test)]
+    pub(super) fn of_copies(copies: Vec<Copying>) -> Self {
+        let mut allowed = Self::for_tests(copies.len());
+        for (statement, copying) in allowed.statements.iter_mut().zip(copies) {
+            statement.copying = Some(copying);
+        }
+        allowed
     }
 
     #[cfg(test)]
@@ -247,6 +326,8 @@ pub struct AllowedStatement {
     pub rule: String,
     pub verbs: Vec<String>,
     pub tables: Vec<String>,
+    /// Present for a COPY with the client.
+    pub copying: Option<Copying>,
 }
 
 /// A text that may not run, because of one of its statements.

@@ -5,7 +5,7 @@
 //! Asked over a connection of the gateway's own, and asked again when the answer is older than
 //! [`FRESH`] or a statement changed the schema. When it cannot be had, statements are refused.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use tokio::sync::Mutex;
 use super::upstream::{self, Connection, Dial};
 use crate::policy::masking::{MaskRule, Transform};
 use crate::protocol::postgres::backend::Field;
-use crate::session::decide::Derived;
+use crate::session::decide::{Derived, Layout};
 use crate::session::mask::MaskedColumn;
 use crate::sql::{Table, unambiguous};
 
@@ -94,6 +94,21 @@ impl Catalogue {
 
     pub fn derived(&self) -> &Derived {
         &self.derived
+    }
+
+    fn mask_of(&self, masks: &[MaskRule], table: &Table, column: &str) -> Option<MaskedColumn> {
+        let rule = masks.iter().find(|mask| {
+            Some(&mask.schema) == table.schema.as_ref()
+                && mask.table == table.name
+                && mask.column == column
+        })?;
+        let name = format!("{}.{}.{}", rule.schema, rule.table, rule.column);
+        let known = self.columns.values().find(|known| known.name == name);
+        Some(MaskedColumn {
+            text_like: known.is_some_and(|known| known.text_like),
+            transform: rule.transform,
+            name,
+        })
     }
 
     /// Whether a table of this name, in whatever schema, has masked columns.
@@ -221,7 +236,8 @@ impl Catalogues {
 ///   from them). Text-like is a type that takes any text and sends the text itself in binary, too;
 /// * `d, schema, name, oid` for every relation below them, and above them: a parent's rows include its
 ///   children's and carry the parent's origin;
-/// * `x, oid` of the newest relation, and `r, name` for every relation outside of the system's schemas;
+/// * `x, oid` of the newest relation, and `r, name, how many` for the relations outside of the system's schemas;
+/// * `l, schema, table, column, attnum` for every column that COPY sends of the tables named;
 /// * `n, schema, table, column` for every column of the tables named;
 /// * `m, schema, table, column` for every mask whose table exists without the column;
 /// * `o`, `t` and `a`, `name, schema, function`: functions of the database's own that are called by an
@@ -303,11 +319,19 @@ fn question(masks: &[MaskRule]) -> String {
          UNION
          SELECT 'x', pg_catalog.max(oid)::pg_catalog.text, '', '', '' FROM pg_catalog.pg_class
          UNION
-         SELECT 'r', c.relname, '', '', ''
+         SELECT 'r', c.relname, pg_catalog.count(*)::pg_catalog.text, '', ''
          FROM pg_catalog.pg_class c
          JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
          WHERE c.relkind IN ('r', 'v', 'm', 'p', 'f')
            AND n.nspname NOT IN ('pg_catalog', 'information_schema', 'pg_toast')
+         GROUP BY c.relname
+         UNION
+         SELECT 'l', n.nspname, c.relname, a.attname, a.attnum::pg_catalog.text
+         FROM base
+         JOIN pg_catalog.pg_class c ON c.oid = base.oid
+         JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+         JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid
+         WHERE a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
          UNION
          SELECT 'd', n.nspname, c.relname, c.oid::pg_catalog.text, ''
          FROM (SELECT oid FROM seen UNION SELECT oid FROM above
@@ -372,6 +396,8 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
             .collect(),
         ..Catalogue::default()
     };
+    let mut copied: BTreeMap<Table, BTreeMap<i16, String>> = BTreeMap::new();
+    let mut shared = HashSet::new();
     for row in rows {
         let fields: Vec<&str> = row
             .iter()
@@ -398,8 +424,16 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
             ["x", newest, _, _, _] => {
                 catalogue.newest = newest.parse().map_err(|_| unreadable())?;
             }
-            ["r", name, _, _, _] => {
+            ["r", name, count, _, _] => {
                 catalogue.relations.insert(name.to_owned());
+                if count != "1" {
+                    shared.insert(name);
+                }
+            }
+            ["l", schema, name, column, attribute] => {
+                let attribute = attribute.parse().map_err(|_| unreadable())?;
+                let columns = copied.entry(table(schema, name)).or_default();
+                columns.insert(attribute, column.to_owned());
             }
             ["d", schema, name, oid, _] => {
                 catalogue.derived.relations.insert(table(schema, name));
@@ -429,6 +463,21 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
             }
             _ => return Err(unreadable()),
         }
+    }
+    for (table, columns) in copied {
+        let mask = |column: &String| catalogue.mask_of(masks, &table, column);
+        let layout = Layout {
+            columns: columns
+                .into_values()
+                .map(|column| {
+                    let mask = mask(&column);
+                    (column, mask)
+                })
+                .collect(),
+            // The system's own schemas come first in every search_path.
+            alone: !shared.contains(table.name.as_str()) && !table.name.starts_with("pg_"),
+        };
+        catalogue.derived.layouts.insert(table, layout);
     }
     Ok(catalogue)
 }

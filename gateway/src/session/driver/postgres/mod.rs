@@ -34,6 +34,7 @@ mod opening;
 mod parameters;
 mod reception;
 mod relay;
+mod replication;
 pub mod upstream;
 
 /// Runs one connection of an identified agent.

@@ -17,6 +17,7 @@ use super::upstream::Connection;
 use crate::app::Gateway;
 use crate::audit::event::{SessionId, SessionOutcome};
 use crate::policy::Denial;
+use crate::protocol::postgres::copy::CopyError;
 use crate::protocol::postgres::encode::{ErrorText, Severity};
 use crate::protocol::postgres::{ProtocolError, Sender, encode};
 use crate::session::decide::Judge;
@@ -239,6 +240,11 @@ impl Ended {
                 SessionOutcome::Idle,
                 "57P05",
                 "terminating connection due to idle-session timeout".to_owned(),
+            ),
+            Ended::Failed(RelayError::Target(ProtocolError::Copy(CopyError::LongRow))) => (
+                SessionOutcome::Error,
+                "54000",
+                "a row of COPY data is too long to be masked".to_owned(),
             ),
             Ended::Failed(RelayError::Agent(error) | RelayError::Target(error)) => {
                 let (stage, denial) = relay::protocol_denial(error, &judge.target.name);

@@ -15,6 +15,7 @@ use super::greeting::fatal;
 use super::open::Open;
 use super::parameters;
 use super::relay::Session;
+use super::replication::Replication;
 use super::upstream::{Connection, Dial};
 use crate::app::Gateway;
 use crate::audit::event::{Event, SessionId, Stage, Who};
@@ -174,24 +175,34 @@ impl Opening {
             refusal(
                 Stage::Startup,
                 "42501",
-                "startup:parameter",
+                match refused.name.eq_ignore_ascii_case("replication") {
+                    true => "startup:replication",
+                    false => "startup:parameter",
+                },
                 format!("start-up parameter \"{}\" is not allowed", refused.name),
-                format!("Rule startup:parameter: {}.", refused.reason),
+                format!("{}.", refused.reason),
                 refused.hint,
             )
         })?;
+        self.permit_replication(&parameters)?;
         self.who.database = Some(parameters.database.clone());
         self.who.db_user = Some(parameters.user.clone());
         let (judge, rule, login) = self.judge(&parameters, gateway)?;
         Self::permit_settings(&judge, &parameters).await?;
         let place = self.place(gateway)?;
+        let mut settings = parameters.settings.clone();
+        let replication = parameters.replication;
+        settings.extend(replication.map(|it| ("replication".to_owned(), it.value().to_owned())));
         let (dial, mut connection) = self
-            .connect(&judge.database, &login, &parameters.settings, gateway)
+            .connect(&judge.database, &login, &settings, gateway)
             .await?;
         connection.place = Some(place);
         self.who.db_role = Some(dial.credential.user.clone());
         let catalogues = gateway.catalogues(&dial);
-        self.plain_search_path(&mut connection).await?;
+        // It takes no SQL, so no names are looked up.
+        if parameters.replication != Some(Replication::Physical) {
+            self.plain_search_path(&mut connection).await?;
+        }
         let catalogue = catalogues.current().await.map_err(|error| {
             refusal(
                 Stage::Upstream,
@@ -206,7 +217,7 @@ impl Opening {
             )
         })?;
         let recorder = self
-            .record(&connection, &dial, rule, gateway)
+            .record(&connection, &dial, &parameters, rule.clone(), gateway)
             .map_err(|error| {
                 refusal(
                     Stage::Storage,
@@ -229,8 +240,35 @@ impl Opening {
                 recorder: Arc::new(recorder),
                 answered: Notify::new(),
                 delivering: AtomicBool::new(false),
+                replication: parameters.replication.map(|_| rule),
             },
         })
+    }
+
+    fn permit_replication(&self, parameters: &parameters::Accepted) -> Result<(), Refusal> {
+        let name = &self.target.name;
+        let refused = |why: String, hint| {
+            Err(refusal(
+                Stage::Startup,
+                "42501",
+                "startup:replication",
+                "replication connections are not open to agents".to_owned(),
+                format!("Rule startup:replication: {why}."),
+                hint,
+            ))
+        };
+        match (parameters.replication, self.target.replication) {
+            (None, _) => Ok(()),
+            (Some(_), false) => refused(
+                format!("target \"{name}\" does not allow them"),
+                "An operator can set `replication = true` for the target.",
+            ),
+            (Some(_), true) if !self.target.masks.is_empty() => refused(
+                format!("target \"{name}\" has masked columns, which they would show in clear"),
+                "An operator can name another target without masks.",
+            ),
+            (Some(_), true) => Ok(()),
+        }
     }
 
     /// A key that the agent can cancel this session with.
@@ -277,7 +315,8 @@ impl Opening {
             database: parameters.database.clone(),
             analyst: Arc::clone(&gateway.analyst),
         };
-        let (rule, login) = match judge.connect(&parameters.user) {
+        let (rule, login) = match judge.connect(&parameters.user, parameters.replication.is_some())
+        {
             Verdict::Allow { rule, login } => (rule, login),
             Verdict::Deny(denial) => {
                 return Err(Refusal {
@@ -293,7 +332,9 @@ impl Opening {
             self.who.database_asked = self.who.database.replace(database.clone());
             judge.database.clone_from(database);
         }
+        // The server takes no database for the log of all of them.
         if let Some(only) = &self.target.database
+            && parameters.replication != Some(Replication::Physical)
             && *only != judge.database
         {
             return Err(refusal(
@@ -339,6 +380,7 @@ impl Opening {
         &self,
         connection: &Connection,
         dial: &Dial,
+        parameters: &parameters::Accepted,
         rule: String,
         gateway: &Gateway,
     ) -> Result<Recorder, EvidenceError> {
@@ -366,6 +408,7 @@ impl Opening {
             backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
             tls: connection.tls(),
             agent_tls: self.agent_tls.map(str::to_owned),
+            replication: parameters.replication.is_some(),
             recording: recordings::file_name(self.session),
         })?;
         Ok(Recorder::new(

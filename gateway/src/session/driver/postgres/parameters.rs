@@ -3,6 +3,7 @@
 //! A StartupMessage can carry any setting by name, and `options` a whole command line of them. Only
 //! settings that change neither what a statement means nor who runs it are passed on.
 
+use super::replication::Replication;
 use crate::protocol::postgres::startup::Startup;
 
 /// Settings an agent may bring along. None of them changes name resolution, identity, row security or lexing;
@@ -113,6 +114,8 @@ pub struct Accepted {
     pub database: String,
     /// Settings for the target, in order.
     pub settings: Vec<(String, String)>,
+    /// A replication connection, if the agent asks for one.
+    pub replication: Option<Replication>,
 }
 
 /// A parameter that is refused: which, and why.
@@ -135,11 +138,13 @@ pub fn accept(startup: &Startup) -> Result<Accepted, RefusedParameter> {
         user: String::new(),
         database: String::new(),
         settings: Vec::new(),
+        replication: None,
     };
     for (name, value) in &startup.parameters {
         match name.to_ascii_lowercase().as_str() {
             "user" => accepted.user.clone_from(value),
             "database" => accepted.database.clone_from(value),
+            "replication" => accepted.replication = replication(name, value)?,
             "options" => {
                 for (name, value) in options(value)? {
                     setting(&mut accepted, &name, &value)?;
@@ -173,8 +178,12 @@ fn setting(accepted: &mut Accepted, name: &str, value: &str) -> Result<(), Refus
         })
     };
     match lower.as_str() {
-        "replication" if off(value) => return Ok(()),
-        "replication" => return refuse("replication connections are not relayed", WITHOUT),
+        "replication" => {
+            return refuse(
+                "it is no setting: the target does not take it in options",
+                WITHOUT,
+            );
+        }
         "client_encoding" if !encoding_is_safe(value.as_bytes()) => {
             return refuse(
                 "this encoding can hide statement text",
@@ -240,8 +249,16 @@ fn on(value: &str) -> bool {
     ["true", "on", "yes", "1"].contains(&value.to_ascii_lowercase().as_str())
 }
 
-fn off(value: &str) -> bool {
-    ["false", "off", "no", "0"].contains(&value.to_ascii_lowercase().as_str())
+fn replication(name: &str, value: &str) -> Result<Option<Replication>, RefusedParameter> {
+    let refuse = |reason| RefusedParameter {
+        name: name.to_owned(),
+        reason,
+        hint: WITHOUT,
+    };
+    if name != "replication" {
+        return Err(refuse("it must be written in lower case"));
+    }
+    Replication::parse(value).map_err(|_| refuse("its value is not one that a server takes"))
 }
 
 /// Encodings in which a byte below 0x80 is always the ASCII character: text analysed as UTF-8 means
@@ -461,8 +478,12 @@ mod tests {
                 &[("user", "a"), ("options", r"-c\ role=dba")],
             ),
             ("options unknown", &[("user", "a"), ("options", "-d 5")]),
-            ("replication", &[("user", "a"), ("replication", "database")]),
-            ("replication on", &[("user", "a"), ("replication", "on")]),
+            ("replication", &[("user", "a"), ("replication", "Database")]),
+            ("REPLICATION", &[("user", "a"), ("REPLICATION", "on")]),
+            (
+                "replication in options",
+                &[("user", "a"), ("options", "-c replication=off")],
+            ),
             ("encoding", &[("user", "a"), ("client_encoding", "SJIS")]),
             (
                 "a path to elsewhere",

@@ -25,7 +25,6 @@ impl Conversation {
         delivery: &mut Delivery,
         done: &mut Vec<Outcome>,
     ) -> Result<(), ProtocolError> {
-        self.past_copy_ends();
         match message.tag() {
             b'A' => delivery.unchanged(message),
             b'S' => {
@@ -44,8 +43,11 @@ impl Conversation {
                 delivery.unchanged(message);
             }
             b'T' => self.row_description(message, delivery)?,
-            b'D' => self.data(message, delivery, true)?,
-            b'd' => self.data(message, delivery, false)?,
+            b'D' => self.data(message, delivery)?,
+            b'd' => self.copied(message, delivery)?,
+            b'c' => self.copied_all(message, delivery)?,
+            b'H' => self.copy_out(message, delivery)?,
+            b'W' => self.copy_both(message, delivery)?,
             b'C' => self.complete(message, delivery, done, StatementOutcome::Ok)?,
             b'I' => self.complete(message, delivery, done, StatementOutcome::Ok)?,
             b's' => self.complete(message, delivery, done, StatementOutcome::Suspended)?,
@@ -54,12 +56,6 @@ impl Conversation {
             b'1' | b'2' | b'3' => self.acknowledged(message, delivery)?,
             b't' => self.parameter_types(message, delivery)?,
             b'G' => self.copy_in(message, delivery)?,
-            b'H' | b'c' => match self.pending.front() {
-                Some(Pending::Query { .. } | Pending::Execute { .. }) => {
-                    delivery.unchanged(message);
-                }
-                _ => return Err(out_of_step(message)),
-            },
             _ => return Err(out_of_step(message)),
         }
         Ok(())
@@ -200,10 +196,10 @@ impl Conversation {
         Ok(Arc::new(Plan::new(&description, masked)))
     }
 
-    /// Whether a message that is too long to be held may pass in pieces: nothing in it is read or changed.
+    /// Whether a message that is too long to be held may pass in pieces: nothing in it is changed.
     pub fn passes_unread(&self, tag: u8) -> bool {
         match tag {
-            b'd' => true,
+            b'd' => !self.masks_copy(),
             b'D' => self.plan.changes_nothing(),
             _ => false,
         }
@@ -215,43 +211,25 @@ impl Conversation {
     /// As [`Self::answer`].
     pub fn piece(&mut self, piece: &Piece, delivery: &mut Delivery) -> Result<(), ProtocolError> {
         if piece.is_first() {
-            let operation = self.running(piece.tag())?;
-            operation.rows += u64::from(piece.tag() == b'D');
+            let unexpected = ProtocolError::Unexpected { tag: piece.tag() };
+            let operation = self.running().ok_or(unexpected)?;
+            operation.rows += u64::from(!operation.replicates);
             operation.bytes += payload(piece.total());
         }
         delivery.piece(piece);
         Ok(())
     }
 
-    /// The statement whose data comes from the target.
-    fn running(&mut self, tag: u8) -> Result<&mut Operation, ProtocolError> {
-        self.past_copy_ends();
-        let operation = self.pending.front_mut().and_then(Pending::running);
-        operation.ok_or(ProtocolError::Unexpected { tag })
-    }
-
-    fn past_copy_ends(&mut self) {
-        while matches!(self.pending.front(), Some(Pending::CopyEnd)) {
-            self.pending.pop_front();
-        }
-    }
-
-    /// A DataRow, or a piece of COPY output.
-    fn data(
-        &mut self,
-        message: &Message,
-        delivery: &mut Delivery,
-        row: bool,
-    ) -> Result<(), ProtocolError> {
-        let operation = self.pending.front_mut().and_then(Pending::running);
-        let operation = operation.ok_or_else(|| out_of_step(message))?;
+    /// A DataRow.
+    fn data(&mut self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
+        let operation = self
+            .pending
+            .front_mut()
+            .and_then(|pending| pending.operations().next())
+            .ok_or_else(|| out_of_step(message))?;
         let before = delivery.len();
-        if row {
-            operation.rows += 1;
-            operation.masked += delivery.row(message, &self.plan)?;
-        } else {
-            delivery.unchanged(message);
-        }
+        operation.rows += 1;
+        operation.masked += delivery.row(message, &self.plan)?;
         operation.bytes += payload(delivery.len() - before);
         Ok(())
     }
@@ -268,6 +246,7 @@ impl Conversation {
             b'C' => Some(String::from_utf8_lossy(backend::command_tag(message)?).into_owned()),
             _ => None,
         };
+        self.no_copy();
         match self.pending.front_mut() {
             // A text without statements has no operation, and is answered by `I`.
             Some(Pending::Query {
@@ -320,34 +299,6 @@ impl Conversation {
         Ok(())
     }
 
-    /// The server waits for COPY data, and from here on ignores every Sync until the data ends.
-    fn copy_in(&mut self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
-        if !matches!(
-            self.pending.front(),
-            Some(Pending::Query { .. } | Pending::Execute { .. })
-        ) {
-            return Err(out_of_step(message));
-        }
-        let end = self
-            .pending
-            .iter()
-            .position(|pending| matches!(pending, Pending::CopyEnd));
-        let mut index = 0;
-        self.pending.retain(|pending| {
-            let inside = end.is_none_or(|end| index <= end);
-            index += 1;
-            !(inside && matches!(pending, Pending::Sync | Pending::CopyEnd))
-        });
-        self.syncs = self
-            .pending
-            .iter()
-            .filter(|pending| matches!(pending, Pending::Sync))
-            .count();
-        self.copy_in = end.is_none();
-        delivery.unchanged(message);
-        Ok(())
-    }
-
     fn error(
         &mut self,
         message: &Message,
@@ -358,8 +309,11 @@ impl Conversation {
         let sqlstate = backend::sqlstate(&fields);
         // Only an ordinary error can be the one a replaced message provoked.
         let ordinary = fields.contains(&(b'S', b"ERROR")) || fields.contains(&(b'V', b"ERROR"));
-        self.copy_in = false;
-        self.copy_data = false;
+        self.no_copy();
+        // The server closes: what is behind the statement that it was at has not run.
+        let fatal = [b"FATAL", b"PANIC"].iter().any(|severity| {
+            fields.contains(&(b'V', &severity[..])) || fields.contains(&(b'S', &severity[..]))
+        });
         match self.pending.front_mut() {
             Some(Pending::Denied {
                 denial,
@@ -385,6 +339,10 @@ impl Conversation {
             // The end of a transaction failed; ReadyForQuery follows at once.
             Some(Pending::Sync) | None => {}
             Some(_) => self.skip_to_sync(),
+        }
+        if fatal {
+            let unrun = self.pending.iter_mut().skip(1).flat_map(Pending::take);
+            done.extend(unrun.map(|it| it.done(StatementOutcome::Skipped, None, None)));
         }
         self.error_text(message, delivery)
     }
@@ -420,7 +378,7 @@ impl Conversation {
 
     /// ReadyForQuery: a simple query, or everything up to a Sync, is over.
     fn ready(&mut self, message: &Message, done: &mut Vec<Outcome>) -> Result<(), ProtocolError> {
-        self.copy_data = false;
+        self.no_copy();
         if std::mem::take(&mut self.failed) {
             let sync = self
                 .pending

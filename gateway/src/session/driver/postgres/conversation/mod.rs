@@ -10,6 +10,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
+use self::copy::Copies;
 use self::pending::{Name, Pending};
 use super::bound::{Bound, Held};
 use super::catalogue::Catalogue;
@@ -18,10 +19,13 @@ use crate::session::mask::Plan;
 use crate::sql::strings::Strings;
 
 mod answers;
+mod copy;
 mod pending;
 mod requests;
 #[cfg(test)]
 mod tests;
+
+pub use self::copy::{Data, Synced};
 
 /// More messages in flight than this and the agent has to wait. PostgreSQL may hold back 8 KiB of
 /// answers until a Flush or Sync, 5 bytes at the least each: a lower limit could wait for ever.
@@ -67,10 +71,7 @@ pub struct Conversation {
     pending: VecDeque<Pending>,
     /// After an error in the extended protocol the server skips everything up to the next Sync.
     failed: bool,
-    /// The server is reading COPY data: it ignores Sync and Flush.
-    copy_in: bool,
-    /// COPY data has been sent whose end has not.
-    copy_data: bool,
+    copies: Copies,
     /// Syncs in flight.
     syncs: usize,
     /// Counts the statements that can give known names another meaning.
@@ -91,8 +92,7 @@ impl Conversation {
         Self {
             pending: VecDeque::new(),
             failed: false,
-            copy_in: false,
-            copy_data: false,
+            copies: Copies::default(),
             syncs: 0,
             naming: 0,
             statements: HashMap::new(),
@@ -103,10 +103,6 @@ impl Conversation {
             strings: Strings::Standard,
             held: Held::default(),
         }
-    }
-
-    pub fn catalogue(&self) -> &Arc<Catalogue> {
-        &self.catalogue
     }
 
     pub fn update_catalogue(&mut self, catalogue: Arc<Catalogue>) {
@@ -136,8 +132,7 @@ impl Conversation {
 
     /// Whether no answer is to come to what has been sent.
     pub fn is_settled(&self) -> bool {
-        let mut pending = self.pending.iter();
-        self.is_skipping() || pending.all(|pending| matches!(pending, Pending::CopyEnd))
+        self.is_skipping() || self.pending.is_empty()
     }
 
     #[cfg(test)]

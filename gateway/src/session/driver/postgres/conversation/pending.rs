@@ -4,10 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::copy::{AsksForData, replicates};
 use super::{Portal, Rows};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
-use crate::session::decide::Allowed;
+use crate::protocol::postgres::backend;
+use crate::protocol::postgres::copy::Blanker;
+use crate::session::decide::{Allowed, AllowedStatement, Copying};
 use crate::session::record::Outcome;
 
 pub(super) type Name = Vec<u8>;
@@ -58,17 +61,33 @@ pub(super) enum Pending {
         denial: Denial,
         ends_with_ready: bool,
     },
-    /// CopyDone or CopyFail: no answer of its own.
-    CopyEnd,
 }
 
 impl Pending {
-    /// The statement whose data may come now.
-    pub(super) fn running(&mut self) -> Option<&mut Operation> {
+    /// The statements it runs that have not ended.
+    pub(super) fn operations(&mut self) -> impl Iterator<Item = &mut Operation> {
+        let (several, one) = match self {
+            Pending::Query { operations, .. } => (Some(operations), None),
+            Pending::Execute { operation, .. } => (None, operation.as_mut()),
+            _ => (None, None),
+        };
+        several.into_iter().flatten().chain(one)
+    }
+
+    /// Takes the statements that have not ended out of it.
+    pub(super) fn take(&mut self) -> Vec<Operation> {
         match self {
-            Pending::Query { operations, .. } => operations.front_mut(),
-            Pending::Execute { operation, .. } => operation.as_mut(),
-            _ => None,
+            Pending::Query { operations, .. } => std::mem::take(operations).into(),
+            Pending::Execute { operation, .. } => operation.take().into_iter().collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// Whether it concerns masked columns.
+    pub(super) fn is_sensitive(&self) -> bool {
+        match self {
+            Pending::Query { sensitive, .. } | Pending::Execute { sensitive, .. } => *sensitive,
+            _ => true,
         }
     }
 }
@@ -101,11 +120,29 @@ pub(super) struct Operation {
     pub(super) masked: u64,
     /// The command tag of what has ended of it, where more may follow.
     pub(super) tag: Option<String>,
+    pub(super) copying: Option<Copying>,
+    pub(super) asks: AsksForData,
+    /// Ends of COPY data that were sent before the server asked for the data.
+    pub(super) ends: usize,
+    /// What evidence shows of the data it takes.
+    pub(super) blanker: Option<Blanker>,
+    /// A command of the replication protocol.
+    pub(super) replicates: bool,
 }
 
 impl Operation {
-    pub(super) fn new(stmt: u64) -> Self {
+    pub(super) fn of(statement: &AllowedStatement, stmt: u64) -> Self {
+        let copying = statement.copying.clone();
+        let blanker = match &copying {
+            Some(Copying::In(format)) => Some(Blanker::new(format.clone())),
+            _ => None,
+        };
         Self {
+            copying,
+            asks: AsksForData::of(statement),
+            ends: 0,
+            blanker,
+            replicates: replicates(statement),
             stmt,
             started: Instant::now(),
             rows: 0,
@@ -133,12 +170,16 @@ impl Operation {
         sqlstate: Option<String>,
         tag: Option<String>,
     ) -> Outcome {
+        let copied = match (&self.copying, &tag) {
+            (Some(_), Some(tag)) => backend::rows_copied(tag),
+            _ => None,
+        };
         Outcome {
             stmt: self.stmt,
             outcome,
             sqlstate,
             tag,
-            rows: self.rows,
+            rows: copied.unwrap_or(self.rows),
             bytes: self.bytes,
             masked: self.masked,
             started: self.started,

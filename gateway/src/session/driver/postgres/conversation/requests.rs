@@ -6,7 +6,6 @@ use super::pending::{Name, Operation, Pending, Removed, Results};
 use super::{Conversation, Execution, Portal, Rows};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
-use crate::protocol::postgres::ProtocolError;
 use crate::protocol::postgres::frontend::Object;
 use crate::session::decide::Allowed;
 use crate::session::driver::postgres::bound::{Bound, Keeping};
@@ -25,7 +24,8 @@ impl Conversation {
     /// A simple query that may run; returns the number of its first statement, and the outcomes of its
     /// statements when they are known already.
     pub fn query(&mut self, allowed: &Allowed) -> (u64, Vec<Outcome>) {
-        let results = match allowed.is_unknown() {
+        let replicates = allowed.statements().iter().any(super::copy::replicates);
+        let results = match allowed.is_unknown() || replicates {
             true => Results::Uncounted,
             false => Results::Counted,
         };
@@ -42,7 +42,7 @@ impl Conversation {
         let operations = allowed
             .statements()
             .iter()
-            .map(|_| Operation::new(self.number()))
+            .map(|statement| Operation::of(statement, self.number()))
             .collect();
         self.names_move(allowed);
         let skipped = self.queue(Pending::Query {
@@ -154,7 +154,7 @@ impl Conversation {
     pub fn execute(&mut self, execution: &Execution) -> (u64, Vec<Outcome>) {
         let operation = match execution.allowed.statements() {
             [] => None,
-            _ => Some(Operation::new(self.number())),
+            [statement, ..] => Some(Operation::of(statement, self.number())),
         };
         let stmt = operation.as_ref().map_or(self.next_stmt, |it| it.stmt);
         self.names_move(&execution.allowed);
@@ -188,35 +188,6 @@ impl Conversation {
             removed,
             naming: self.naming,
         });
-    }
-
-    /// # Errors
-    /// In the middle of COPY data. A server that is still copying ignores it, one whose COPY has just
-    /// failed answers it: what runs behind it could not be told from what is skipped.
-    pub fn sync(&mut self) -> Result<(), ProtocolError> {
-        if self.copy_in || self.copy_data {
-            return Err(ProtocolError::Refused(
-                "a Sync in the middle of COPY data: end the data first",
-            ));
-        }
-        self.syncs += 1;
-        self.pending.push_back(Pending::Sync);
-        Ok(())
-    }
-
-    pub fn copy_data(&mut self) {
-        // After an error, and while nothing runs, the server discards it.
-        self.copy_data |= self.copy_in || !(self.failed || self.pending.is_empty());
-    }
-
-    pub fn copy_end(&mut self) {
-        self.copy_data = false;
-        // A second one in a row ends nothing, and would wait for an answer that never comes.
-        if !std::mem::take(&mut self.copy_in)
-            && !matches!(self.pending.back(), Some(Pending::CopyEnd))
-        {
-            self.queue(Pending::CopyEnd);
-        }
     }
 
     /// Remembers a message whose answer is to come. What the server skips is never answered: then the

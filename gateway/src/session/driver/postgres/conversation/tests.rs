@@ -14,6 +14,8 @@ use crate::session::driver::postgres::catalogue::Catalogue;
 use crate::session::mask::Delivery;
 use crate::sql::strings::Strings;
 
+mod copy;
+
 fn conversation() -> Conversation {
     Conversation::new(Arc::new(Catalogue::default()))
 }
@@ -260,36 +262,6 @@ fn a_suspended_portal_is_one_statement_per_execute() {
         "12sCZ",
         &[(1, Suspended), (2, Done)],
     );
-}
-
-/// libpq sends Sync right behind the Execute of a COPY, and another when the data has ended.
-#[test]
-fn a_sync_during_copy_in_is_not_answered() {
-    for copy_end_first in [false, true] {
-        let mut it = conversation();
-        extended(&mut it, b"");
-        it.sync().expect("no COPY");
-        if copy_end_first {
-            it.copy_end();
-            it.sync().expect("no COPY");
-        }
-        check(
-            &mut it,
-            &[
-                message(b'1', b""),
-                message(b'2', b""),
-                message(b'G', b"\0\0\0"),
-            ],
-            "12G",
-            &[],
-        );
-        if !copy_end_first {
-            it.copy_end();
-            it.sync().expect("no COPY");
-        }
-        check(&mut it, &[complete(), ready(b'I')], "CZ", &[(1, Done)]);
-        assert_eq!(it.in_flight(), 0);
-    }
 }
 
 #[test]
@@ -565,28 +537,4 @@ fn several_statements_in_a_parse_have_one_number() {
     it.bind(b"", b"", Bound::default());
     let execution = it.execution(b"");
     assert_eq!(execution.allowed.statements().len(), 1);
-}
-
-/// Whether a server whose COPY may just have failed answers it cannot be known.
-#[test]
-fn a_sync_in_the_middle_of_copy_data_is_refused() {
-    let mut it = conversation();
-    extended(&mut it, b"");
-    it.copy_data();
-    assert!(it.sync().is_err());
-    it.copy_end();
-    it.sync().expect("the data has ended");
-    // After its error the server discards what is still on its way.
-    let mut it = conversation();
-    extended(&mut it, b"");
-    it.copy_data();
-    let failed = [
-        message(b'1', b""),
-        message(b'2', b""),
-        message(b'G', b"\0\0\0"),
-        error("22P02"),
-    ];
-    check(&mut it, &failed, "12GE", &[(1, Error)]);
-    it.copy_data();
-    it.sync().expect("the data has ended");
 }

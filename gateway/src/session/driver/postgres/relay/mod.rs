@@ -47,6 +47,8 @@ pub struct Session {
     pub answered: Notify,
     /// Set while the agent has been sent a message in part: a farewell now would land in the middle of it.
     pub delivering: AtomicBool,
+    /// The rule that permitted a replication connection, if this is one.
+    pub replication: Option<String>,
 }
 
 impl Session {

@@ -10,9 +10,11 @@ use crate::audit::event::StatementProtocol;
 use crate::policy::Denial;
 use crate::protocol::postgres::frontend::{Bind, Call, Frontend};
 use crate::protocol::postgres::{Frame, HEADER, Message, Piece, ProtocolError, encode};
-use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
+use crate::session::decide::{Allowed, Denied, Judge, Permit, REPLICATION, Ruling, Shown};
 use crate::session::driver::postgres::bound::{self, Bound};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
+use crate::session::driver::postgres::conversation::{Data, Synced};
+use crate::session::driver::postgres::replication;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
 
@@ -54,7 +56,17 @@ where
             }
         }
         requests.send().await?;
-        let read = said.read(agent).await.map_err(RelayError::AgentIo)?;
+        let read = loop {
+            if !requests.session.conversation().keeps_sync() {
+                break said.read(agent).await;
+            }
+            // The agent may wait for what its Sync brings, if the COPY fails.
+            tokio::select! {
+                read = said.read(agent) => break read,
+                () = session.answered.notified() => requests.owed_sync(true).await?,
+            }
+        }
+        .map_err(RelayError::AgentIo)?;
         if read == 0 {
             let _ = requests.target.shutdown().await;
             return match said.is_complete() {
@@ -88,6 +100,8 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     async fn take(&mut self, message: &Message) -> Result<Next, RelayError> {
         self.room().await?;
         let parsed = Frontend::parse(message).map_err(RelayError::Agent)?;
+        self.owed_sync(matches!(message.tag(), b'd' | b'c' | b'f' | b'S' | b'H'))
+            .await?;
         let conversation = || self.session.conversation();
         match parsed {
             Frontend::Query { text } => self.query(message, text).await?,
@@ -102,10 +116,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 conversation().close(object);
                 self.control(message, Shown::AsSent)?;
             }
-            Frontend::Sync => {
-                conversation().sync().map_err(RelayError::Agent)?;
-                self.control(message, Shown::AsSent)?;
-            }
+            Frontend::Sync => self.sync(message).await?,
             Frontend::Flush => self.control(message, Shown::AsSent)?,
             Frontend::CopyData => self.copy_data(message)?,
             Frontend::CopyDone | Frontend::CopyFail => {
@@ -145,7 +156,18 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     async fn query(&mut self, message: &Message, text: &[u8]) -> Result<(), RelayError> {
-        match self.rule(text).await? {
+        let replicates = self
+            .session
+            .replication
+            .as_ref()
+            .zip(replication::command(text));
+        let ruling = match replicates {
+            Some((rule, command)) => {
+                Ruling::Allowed(Arc::new(Allowed::replication(&command, rule)))
+            }
+            None => self.rule(text).await?,
+        };
+        match ruling {
             Ruling::Allowed(allowed) => {
                 let (first, skipped) = self.session.conversation().query(&allowed);
                 self.session
@@ -266,27 +288,64 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     fn copy_data(&mut self, message: &Message) -> Result<(), RelayError> {
-        self.session.conversation().copy_data();
-        if !self.session.conversation().catalogue().masks_anything() {
-            return self.control(message, Shown::AsSent);
-        }
+        let data = self.session.conversation().copy_data(message.body());
         let mut shown = BytesMut::new();
-        let note = format!("[{} bytes withheld]", message.body().len());
-        encode::withheld(&mut shown, b'd', &note);
+        match data {
+            Data::AsSent => return self.control(message, Shown::AsSent),
+            Data::Blanked(body) => encode::copy_data(&mut shown, &body),
+            Data::Withheld => {
+                let note = format!("[{} bytes withheld]", message.body().len());
+                encode::withheld(&mut shown, b'd', &note);
+            }
+        }
         self.control(message, Shown::Instead(&shown))
+    }
+
+    /// Behind a COPY the server's word is waited for: whether it will answer a Sync depends on it.
+    async fn sync(&mut self, message: &Message) -> Result<(), RelayError> {
+        let awaits = self.session.conversation().awaits_copy();
+        if awaits == Some(true) {
+            self.batch.and(Permit::own_flush());
+        }
+        while self.session.conversation().awaits_copy().is_some() {
+            self.send().await?;
+            let answered = self.session.answered.notified();
+            if self.session.conversation().awaits_copy().is_some() {
+                answered.await;
+            }
+        }
+        let synced = self.session.conversation().sync();
+        match synced.map_err(RelayError::Agent)? {
+            Synced::Sent => self.control(message, Shown::AsSent),
+            Synced::Kept => {
+                self.batch.and(Permit::kept(message));
+                Ok(())
+            }
+        }
+    }
+
+    /// Sends the Sync that was kept, if it must be.
+    async fn owed_sync(&mut self, next_is_data: bool) -> Result<(), RelayError> {
+        if self.session.conversation().owes_sync(next_is_data) {
+            self.batch.and(Permit::own_sync());
+            self.send().await?;
+        }
+        Ok(())
     }
 
     /// A part of a CopyData that is too long to be held.
     async fn copy_piece(&mut self, piece: &Piece) -> Result<Next, RelayError> {
         if piece.is_first() {
             self.room().await?;
-            self.session.conversation().copy_data();
+            self.owed_sync(true).await?;
         }
-        let withheld = match self.session.conversation().catalogue().masks_anything() {
-            true => Some(withheld_copy(piece)),
-            false => None,
+        let data = self.session.conversation().copy_data(piece.data());
+        let shown = match data {
+            Data::AsSent => None,
+            Data::Blanked(data) => Some(piece.with(&data)),
+            Data::Withheld => Some(withheld_copy(piece)),
         };
-        let permit = Permit::piece(piece, shown_as(withheld.as_ref()));
+        let permit = Permit::piece(piece, shown_as(shown.as_ref()));
         let unexpected = ProtocolError::Unexpected { tag: piece.tag() };
         self.batch.and(permit.ok_or(RelayError::Agent(unexpected))?);
         if self.batch.len() >= BATCH {
@@ -435,7 +494,8 @@ fn shown_as(instead: Option<&BytesMut>) -> Shown<'_> {
 
 /// Statements that leave the schema as it is. After any other (DDL, arbitrary code) the catalogue is read
 /// for every statement of the session, which takes several times as long as the statement itself.
-const LEAVES_SCHEMA: [&str; 22] = [
+const LEAVES_SCHEMA: [&str; 23] = [
+    REPLICATION,
     "sql:select",
     "sql:insert",
     "sql:update",
