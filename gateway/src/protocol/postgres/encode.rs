@@ -2,6 +2,8 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::frontend::Object;
+
 /// Appends one message; `body` writes what follows the length.
 fn message(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
     out.put_u8(tag);
@@ -155,11 +157,19 @@ pub fn parse(out: &mut BytesMut, name: &[u8], text: &str) {
     });
 }
 
-pub fn describe_portal(out: &mut BytesMut, portal: &[u8]) {
+pub fn describe(out: &mut BytesMut, object: Object<'_>) {
+    let (kind, name) = match object {
+        Object::Statement(name) => (b'S', name),
+        Object::Portal(name) => (b'P', name),
+    };
     message(out, b'D', |out| {
-        out.put_u8(b'P');
-        cstr(out, portal);
+        out.put_u8(kind);
+        cstr(out, name);
     });
+}
+
+pub fn sync(out: &mut BytesMut) {
+    message(out, b'S', |_| {});
 }
 
 pub fn execute(out: &mut BytesMut, portal: &[u8]) {

@@ -5,11 +5,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::analyst::Analysed;
+use super::meaning::{Decided, Meaning, Runs};
 use super::{Allowed, AllowedStatement, Analyst, Denied, Ruling};
 use crate::config::Target;
 use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict, evaluate};
 use crate::sql::strings::Strings;
-use crate::sql::{self, Facts, MaskUse, Statement, Table};
+use crate::sql::{self, Facts, Statement, Table, Verb};
 
 /// What a target's schema makes of a statement's names. A text alone does not tell.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -82,30 +83,130 @@ impl Judge {
 
     /// May it run? Every statement in it must be allowed.
     pub fn rule(&self, text: &[u8], analysed: Analysed, derived: &Derived) -> Ruling {
-        let mut allowed = Vec::with_capacity(analysed.facts.statements.len());
-        for (statement, shown) in analysed.facts.statements.iter().zip(&analysed.shown) {
-            match self.statement(statement, derived) {
-                Verdict::Allow { rule } => allowed.push(line(statement, shown.clone(), rule)),
-                Verdict::Deny(denial) => {
+        self.rule_running(text, analysed, &[], derived)
+    }
+
+    /// The same for a text whose statements run others by name: `runs` has what each of them runs, the first
+    /// ones first.
+    pub fn rule_running(
+        &self,
+        text: &[u8],
+        analysed: Analysed,
+        runs: &[Runs],
+        derived: &Derived,
+    ) -> Ruling {
+        let nothing = Runs::default();
+        let mut allowed = Vec::with_capacity(analysed.statements.len());
+        for (index, meaning) in analysed.statements.iter().enumerate() {
+            match self.one(meaning, runs.get(index).unwrap_or(&nothing), derived) {
+                Ok(line) => allowed.push(line),
+                Err(denial) => {
                     return Ruling::Denied(Box::new(Denied {
                         denial,
-                        statement: shown.clone(),
+                        statement: meaning.shown.clone(),
                         evidence: analysed.evidence,
                     }));
                 }
             }
         }
-        let sensitive = analysed
-            .facts
-            .statements
-            .iter()
-            .any(|statement| statement.mask != MaskUse::None);
+        let sensitive = analysed.statements.iter().any(|it| it.sensitive());
+        let mut statements = analysed.statements.iter();
+        let unread = statements.any(|it| it.statement.unknown.is_some());
         let as_sent = analysed.evidence.as_bytes() == text;
         Ruling::Allowed(Arc::new(Allowed {
             statements: allowed,
             evidence: (!as_sent).then_some(analysed.evidence),
             sensitive,
+            unread,
         }))
+    }
+
+    /// May a statement run that was allowed when it was prepared? The answer is remembered: it is sought
+    /// anew when policies, schema, or what the statement runs by name have changed since.
+    pub fn rule_again(&self, meaning: &Meaning, runs: &Runs, derived: &Arc<Derived>) -> Ruling {
+        if meaning.is_nothing() {
+            return Ruling::Allowed(Arc::new(Allowed::nothing()));
+        }
+        if let Some(before) = meaning.decided()
+            && before.policies.hash == self.policies.hash
+            && (Arc::ptr_eq(&before.derived, derived) || before.derived == *derived)
+            && before.runs.same(runs)
+        {
+            return Ruling::Allowed(before.allowed);
+        }
+        match self.one(meaning, runs, derived) {
+            Ok(line) => {
+                let allowed = Arc::new(Allowed {
+                    statements: vec![line],
+                    evidence: None,
+                    sensitive: meaning.sensitive(),
+                    unread: meaning.statement.unknown.is_some(),
+                });
+                meaning.decide(Decided {
+                    policies: Arc::clone(&self.policies),
+                    derived: Arc::clone(derived),
+                    runs: runs.clone(),
+                    allowed: Arc::clone(&allowed),
+                });
+                Ruling::Allowed(allowed)
+            }
+            Err(denial) => Ruling::Denied(Box::new(Denied {
+                denial,
+                statement: meaning.shown.clone(),
+                evidence: meaning.shown.clone(),
+            })),
+        }
+    }
+
+    /// May a portal run of which nothing is known? `shown` is what evidence says of it.
+    pub fn rule_unknown(&self, shown: String) -> Ruling {
+        let statement = sql::code_made(&shown);
+        match self.evaluated(&statement) {
+            Verdict::Allow { rule } => Ruling::Allowed(Arc::new(Allowed {
+                statements: vec![line(&statement, shown, rule)],
+                evidence: None,
+                sensitive: true,
+                unread: false,
+            })),
+            Verdict::Deny(denial) => Ruling::Denied(Box::new(Denied {
+                denial: unknown_prepared(denial),
+                evidence: shown.clone(),
+                statement: shown,
+            })),
+        }
+    }
+
+    /// One statement with all that it may run: every possibility must be allowed.
+    fn one(
+        &self,
+        meaning: &Meaning,
+        runs: &Runs,
+        derived: &Derived,
+    ) -> Result<AllowedStatement, Denial> {
+        let own = &meaning.statement;
+        if runs.is_nothing() {
+            let rule = allowed(self.statement(own, derived))?;
+            return Ok(line(own, meaning.shown.clone(), rule));
+        }
+        let mut rules = BTreeSet::new();
+        let mut together = own.clone();
+        for run in &runs.statements {
+            let both = own.running(&run.statement);
+            let rule = allowed(self.statement(&both, derived))
+                .map_err(|denial| while_running(denial, &run.shown))?;
+            rules.extend(rule.split(", ").map(str::to_owned));
+            together = together.running(&run.statement);
+        }
+        if runs.unknown {
+            together.unknown = Some(CODE_MADE.to_owned());
+            together.effects.entry(Verb::Unknown).or_default();
+            let rule = allowed(self.statement(&together, derived)).map_err(unknown_prepared)?;
+            rules.extend(rule.split(", ").map(str::to_owned));
+        }
+        let rules: Vec<String> = rules.into_iter().collect();
+        let mut line = line(&together, meaning.shown.clone(), rules.join(", "));
+        line.runs = runs.shown();
+        Ok(line)
     }
 
     fn statement(&self, statement: &Statement, derived: &Derived) -> Verdict {
@@ -115,16 +216,48 @@ impl Judge {
         {
             return Verdict::Deny(denial);
         }
-        let statement = with_disguised(statement, &derived.disguised);
+        self.evaluated(&with_disguised(statement, &derived.disguised))
+    }
+
+    fn evaluated(&self, statement: &Statement) -> Verdict {
         evaluate(
             &self.policies,
             &self.principal,
             &Operation::Sql {
                 target: &self.target.name,
                 database: &self.database,
-                statement: &statement,
+                statement,
             },
         )
+    }
+}
+
+/// Why what a name stands for is not known.
+const CODE_MADE: &str = "what its name stands for was made by code";
+
+fn allowed(verdict: Verdict) -> Result<String, Denial> {
+    match verdict {
+        Verdict::Allow { rule } => Ok(rule),
+        Verdict::Deny(denial) => Err(denial),
+    }
+}
+
+fn while_running(mut denial: Denial, text: &str) -> Denial {
+    denial.detail = format!("{} It runs: {text}", denial.detail);
+    denial
+}
+
+/// No policy permits what is unknown, and this is.
+fn unknown_prepared(denial: Denial) -> Denial {
+    if denial.rule != Verb::Unknown.action() {
+        return denial;
+    }
+    Denial {
+        rule: "sql:unknown-prepared".to_owned(),
+        message: "what this name stands for is not known, and may not be run".to_owned(),
+        detail: "Rule sql:unknown-prepared: no PREPARE, DECLARE, Parse or Bind of this session has made it; if it exists, code of the database has.".to_owned(),
+        hint: "Prepare the statement or declare the cursor in this session, outside of functions and code blocks."
+            .to_owned(),
     }
 }
 
@@ -150,7 +283,7 @@ fn uses_lacking(statement: &Statement, derived: &Derived) -> Option<Denial> {
     let used = statement
         .effects
         .iter()
-        .filter(|(verb, _)| **verb != sql::Verb::Ddl);
+        .filter(|(verb, _)| **verb != Verb::Ddl);
     let (table, column) = used.flat_map(|(_, tables)| tables).find_map(|used| {
         derived
             .lacking
@@ -236,6 +369,7 @@ fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
             .map(|verb| verb.action().to_owned())
             .collect(),
         tables: tables.into_iter().collect(),
+        runs: None,
     }
 }
 

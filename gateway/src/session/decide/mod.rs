@@ -4,19 +4,23 @@
 //! replaced by one that must fail in the server, so that the server's own error brings the transaction
 //! into the state a native refusal would (reference: "Denying one message" in the protocol notes).
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use crate::policy::Denial;
+use crate::protocol::postgres::frontend::Object;
 use crate::protocol::postgres::{Message, encode};
 use crate::sql;
 
 mod analyst;
 mod judge;
+mod meaning;
 
-pub use analyst::Analyst;
+pub use analyst::{Analysed, Analyst};
 pub use judge::{Derived, Disguised, Judge};
+pub use meaning::{Meaning, Runs};
 
 /// Bytes that may go upstream, and the bytes evidence shows in their place.
 #[derive(Debug, Default)]
@@ -82,7 +86,7 @@ impl Permit {
     /// The gateway's own question about a portal's columns; its answer never reaches the agent.
     pub fn own_describe(portal: &[u8], flush: bool) -> Self {
         let mut permit = Self::default();
-        encode::describe_portal(&mut permit.upstream, portal);
+        encode::describe(&mut permit.upstream, Object::Portal(portal));
         if flush {
             encode::flush(&mut permit.upstream);
         }
@@ -133,24 +137,64 @@ pub struct Allowed {
     statements: Vec<AllowedStatement>,
     evidence: Option<String>,
     sensitive: bool,
+    unread: bool,
 }
 
 impl Allowed {
-    /// A portal whose statement was prepared or declared in SQL, where it was decided.
-    pub fn prepared_in_sql(portal: &[u8]) -> Self {
+    /// The Execute of a portal that nothing can have made: the server refuses it.
+    pub fn no_such_portal(portal: &[u8]) -> Self {
         Self {
             statements: vec![AllowedStatement {
-                text: format!(
-                    "EXECUTE portal \"{}\"",
-                    sql::without_cards(&String::from_utf8_lossy(portal))
-                ),
-                rule: "sql:prepared".to_owned(),
-                verbs: vec!["sql:execute".to_owned()],
+                text: portal_shown(portal),
+                rule: "sql:no-such-portal".to_owned(),
+                verbs: vec![sql::Verb::Execute.action().to_owned()],
                 tables: Vec::new(),
+                runs: None,
             }],
             evidence: None,
             sensitive: true,
+            unread: false,
         }
+    }
+
+    /// The Execute of an empty text.
+    pub fn nothing() -> Self {
+        Self {
+            statements: Vec::new(),
+            evidence: None,
+            sensitive: false,
+            unread: false,
+        }
+    }
+
+    /// One of these runs, all of which are allowed: which one is not known.
+    pub fn one_of(alternatives: &[Arc<Allowed>]) -> Arc<Self> {
+        if let [only] = alternatives {
+            return Arc::clone(only);
+        }
+        let lines = || alternatives.iter().flat_map(|it| &it.statements);
+        let all = |of: fn(&AllowedStatement) -> &[String]| -> Vec<String> {
+            let set: BTreeSet<&String> = lines().flat_map(of).collect();
+            set.into_iter().cloned().collect()
+        };
+        let texts = |of: fn(&AllowedStatement) -> Option<&str>| {
+            let set: BTreeSet<&str> = lines().filter_map(of).collect();
+            set.into_iter().collect::<Vec<_>>().join(" or ")
+        };
+        let runs = texts(|line| line.runs.as_deref());
+        let line = AllowedStatement {
+            text: texts(|line| Some(&line.text)),
+            rule: texts(|line| Some(&line.rule)).replace(" or ", ", "),
+            verbs: all(|line| &line.verbs),
+            tables: all(|line| &line.tables),
+            runs: (!runs.is_empty()).then_some(runs),
+        };
+        Arc::new(Self {
+            statements: vec![line],
+            evidence: None,
+            sensitive: alternatives.iter().any(|it| it.sensitive),
+            unread: alternatives.iter().any(|it| it.unread),
+        })
     }
 
     #[cfg(test)]
@@ -162,17 +206,20 @@ impl Allowed {
                     rule: "test".to_owned(),
                     verbs: vec!["sql:select".to_owned()],
                     tables: Vec::new(),
+                    runs: None,
                 };
                 statements
             ],
             evidence: None,
             sensitive: false,
+            unread: false,
         }
     }
 
     #[cfg(test)]
     pub(super) fn of_verb(verb: &str) -> Self {
         let mut allowed = Self::for_tests(1);
+        allowed.unread = verb == sql::Verb::Unknown.action();
         for statement in &mut allowed.statements {
             statement.verbs = vec![verb.to_owned()];
         }
@@ -185,11 +232,7 @@ impl Allowed {
 
     /// Whether a statement in it could not be read.
     pub fn is_unknown(&self) -> bool {
-        let mut verbs = self
-            .statements
-            .iter()
-            .flat_map(|statement| &statement.verbs);
-        verbs.any(|verb| verb == sql::Verb::Unknown.action())
+        self.unread
     }
 
     /// The text for recording and log, when it differs from what was sent.
@@ -210,6 +253,14 @@ pub struct AllowedStatement {
     pub rule: String,
     pub verbs: Vec<String>,
     pub tables: Vec<String>,
+    /// What it runs that it only names, as evidence shows that.
+    pub runs: Option<String>,
+}
+
+/// What evidence shows of a portal of which it knows nothing else.
+pub fn portal_shown(portal: &[u8]) -> String {
+    let name = String::from_utf8_lossy(portal);
+    format!("EXECUTE portal \"{}\"", sql::without_cards(&name))
 }
 
 /// A text that may not run, because of one of its statements.

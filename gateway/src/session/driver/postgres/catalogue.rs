@@ -26,7 +26,7 @@ const FRESH: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Catalogue {
     columns: HashMap<(u32, i16), MaskedColumn>,
-    derived: Derived,
+    derived: Arc<Derived>,
     tables: BTreeSet<String>,
     derived_oids: HashSet<u32>,
     /// Names of all relations there were when this was asked, in whatever schema.
@@ -92,7 +92,7 @@ impl Catalogue {
         self.masks && table > self.newest
     }
 
-    pub fn derived(&self) -> &Derived {
+    pub fn derived(&self) -> &Arc<Derived> {
         &self.derived
     }
 
@@ -352,6 +352,7 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
             .collect(),
         ..Catalogue::default()
     };
+    let mut derived = Derived::default();
     for row in rows {
         let fields: Vec<&str> = row
             .iter()
@@ -382,23 +383,23 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
                 catalogue.relations.insert(name.to_owned());
             }
             ["d", schema, name, oid, _] => {
-                catalogue.derived.relations.insert(table(schema, name));
+                derived.relations.insert(table(schema, name));
                 let oid = oid.parse().map_err(|_| unreadable())?;
                 catalogue.derived_oids.insert(oid);
             }
             ["m", schema, name, column, _] => {
-                let lacking = &mut catalogue.derived.lacking;
+                let lacking = &mut derived.lacking;
                 lacking.insert(table(schema, name), column.to_owned());
             }
             ["n", schema, name, column, _] => {
-                let columns = &mut catalogue.derived.columns;
+                let columns = &mut derived.columns;
                 columns
                     .entry(table(schema, name))
                     .or_default()
                     .insert(column.to_owned());
             }
             [kind @ ("o" | "t" | "a"), name, schema, function, _] => {
-                let disguised = &mut catalogue.derived.disguised;
+                let disguised = &mut derived.disguised;
                 let calls = match kind {
                     "o" => &mut disguised.operators,
                     "t" => &mut disguised.types,
@@ -410,6 +411,7 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
             _ => return Err(unreadable()),
         }
     }
+    catalogue.derived = Arc::new(derived);
     Ok(catalogue)
 }
 

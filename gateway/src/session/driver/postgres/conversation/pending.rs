@@ -1,15 +1,12 @@
 //! Answers that are still to come, one per message that was sent.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use super::{Portal, Rows};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
-use crate::session::decide::Allowed;
 use crate::session::record::Outcome;
 
 pub(super) type Name = Vec<u8>;
@@ -19,38 +16,37 @@ pub(super) type Name = Vec<u8>;
 pub(super) enum Pending {
     /// A simple query: one operation per statement, the front one is running. A function call, too.
     Query {
+        message: u64,
+        /// How many statements have ended.
+        ended: usize,
         operations: VecDeque<Operation>,
         results: Results,
         sensitive: bool,
     },
     Parse {
-        name: Name,
-        allowed: Arc<Allowed>,
-        replaced: Option<Arc<Allowed>>,
-        naming: u64,
+        message: u64,
+        /// The unnamed statement is gone when this runs, whether it succeeds or not.
+        unnamed: bool,
+        sensitive: bool,
     },
     Bind {
+        message: u64,
         sensitive: bool,
-        portal: Name,
-        rows: Rows,
-        replaced: Option<Portal>,
-        naming: u64,
     },
     Describe,
-    /// The gateway's own Describe; whoever holds an Execute back waits for what it finds.
+    /// The gateway's own Describe of a portal; whoever holds an Execute back waits for what it finds.
     OwnDescribe {
+        portal: Name,
         binary: Option<oneshot::Sender<Option<String>>>,
-        rows: Rows,
     },
     Execute {
+        message: u64,
+        portal: Name,
         operation: Option<Operation>,
         sensitive: bool,
-        rows: Rows,
     },
     Close {
-        name: Name,
-        removed: Option<Removed>,
-        naming: u64,
+        message: u64,
     },
     Sync,
     /// A message that was replaced by one the server must refuse.
@@ -73,11 +69,22 @@ pub(super) enum Results {
     Value,
 }
 
-/// What a Close took away.
-#[derive(Debug)]
-pub(super) enum Removed {
-    Statement(Arc<Allowed>),
-    Portal(Portal),
+impl Pending {
+    /// The number under which its changes to names are noted.
+    pub(super) fn message(&self) -> Option<u64> {
+        match self {
+            Self::Query { message, .. }
+            | Self::Parse { message, .. }
+            | Self::Bind { message, .. }
+            | Self::Execute { message, .. }
+            | Self::Close { message } => Some(*message),
+            Self::Describe
+            | Self::OwnDescribe { .. }
+            | Self::Sync
+            | Self::Denied { .. }
+            | Self::CopyEnd => None,
+        }
+    }
 }
 
 /// A statement that is running upstream.

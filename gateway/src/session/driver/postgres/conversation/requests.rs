@@ -1,26 +1,18 @@
 //! The agent's side: what is sent, in the order it is sent.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::oneshot;
 
-use super::pending::{Name, Operation, Pending, Removed, Results};
-use super::{Conversation, Execution, Portal, Rows};
+use super::names::{Change, Possible};
+use super::pending::{Operation, Pending, Results};
+use super::{Conversation, Execution, Portal, known_as};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::ProtocolError;
 use crate::protocol::postgres::frontend::Object;
-use crate::session::decide::Allowed;
+use crate::session::decide::{Allowed, Meaning, Runs};
 use crate::session::record::Outcome;
-
-/// The server tells names apart by this many bytes (`NAMEDATALEN` less the NUL): what is longer is the
-/// same statement or portal to it, and must be to us, or evidence would name another than the one that ran.
-const NAME: usize = 63;
-
-/// Statements that may give a prepared statement's name to another without a message of the protocol.
-const RENAMES_STATEMENTS: [&str; 2] = ["sql:prepare", "sql:do"];
-/// The same for portals.
-const RENAMES_PORTALS: [&str; 2] = ["sql:declare", "sql:do"];
 
 impl Conversation {
     /// A simple query that may run; returns the number of its first statement, and the outcomes of its
@@ -45,8 +37,9 @@ impl Conversation {
             .iter()
             .map(|_| Operation::new(self.number()))
             .collect();
-        self.names_move(allowed);
         let skipped = self.queue(Pending::Query {
+            message: self.message,
+            ended: 0,
             operations,
             results,
             sensitive: allowed.sensitive(),
@@ -63,17 +56,22 @@ impl Conversation {
         self.number()
     }
 
-    pub fn parse(&mut self, name: &[u8], allowed: Arc<Allowed>) {
-        if self.is_skipping() {
-            return;
+    pub fn parse(&mut self, name: &[u8], statements: &[Arc<Meaning>], sensitive: bool) {
+        let meaning = match statements {
+            [] => Some(Arc::new(Meaning::nothing())),
+            [only] => Some(Arc::clone(only)),
+            // The server refuses that.
+            _ => None,
+        };
+        if let Some(meaning) = meaning {
+            meaning.hold(&self.held);
+            let change = Change::Set(known_as(name), meaning);
+            self.statements.change(self.sent(0, true), change);
         }
-        let name = known_as(name);
-        let replaced = self.statements.insert(name.clone(), Arc::clone(&allowed));
         self.queue(Pending::Parse {
-            name,
-            allowed,
-            replaced,
-            naming: self.naming,
+            message: self.message,
+            unnamed: name.is_empty(),
+            sensitive,
         });
     }
 
@@ -85,28 +83,24 @@ impl Conversation {
         parameters: usize,
         binary: bool,
     ) -> bool {
-        let allowed = self.statements.get(&known_as(statement)).cloned();
-        let sensitive = self.sensitive(allowed.as_deref());
-        if self.is_skipping() {
-            return sensitive;
-        }
-        let name = known_as(portal);
-        let rows = Rows::default();
-        let replaced = self.portals.insert(
-            name.clone(),
-            Portal {
-                allowed,
-                parameters,
-                binary,
-                rows: Arc::clone(&rows),
-            },
-        );
+        let sent = self.sent(0, true);
+        let meanings = self.statements.lookup(&known_as(statement), &sent);
+        let open = !meanings.unknown && meanings.known.iter().all(|it| !it.sensitive());
+        let sensitive = self.catalogue.masks_anything() && !open;
+        let portal = known_as(portal);
+        let bound = Portal {
+            meanings,
+            ran: OnceLock::new(),
+            parameters,
+            binary,
+            hold: false,
+            rows: OnceLock::new(),
+        };
+        self.portals
+            .change(sent, Change::Set(portal, Arc::new(bound)));
         self.queue(Pending::Bind {
+            message: self.message,
             sensitive,
-            portal: name,
-            rows,
-            replaced,
-            naming: self.naming,
         });
         sensitive
     }
@@ -130,64 +124,82 @@ impl Conversation {
             (None, None)
         };
         self.queue(Pending::OwnDescribe {
+            portal: execution.portal.clone(),
             binary: sender,
-            rows: Arc::clone(&execution.rows),
         });
         receiver
     }
 
     /// What an Execute of this portal would run.
     pub fn execution(&self, portal: &[u8]) -> Execution {
-        let known = self.portals.get(&known_as(portal));
-        let allowed = known
-            .and_then(|portal| portal.allowed.clone())
-            // Several statements in one Parse: the server refuses that.
-            .filter(|allowed| allowed.statements().len() <= 1);
+        let portal = known_as(portal);
+        let now = self.sent(0, true);
+        let Possible { known, mut unknown } = self.portals.lookup(&portal, &now);
+        let mut alternatives: Vec<(Arc<Meaning>, Runs)> = Vec::with_capacity(known.len());
+        for it in &known {
+            unknown |= it.meanings.unknown;
+            for meaning in &it.meanings.known {
+                let mut runs = self.runs(meaning.naming(), &now);
+                if let Some(ran) = it.ran.get() {
+                    runs.add_all(ran);
+                }
+                alternatives.push((Arc::clone(meaning), runs));
+            }
+        }
         Execution {
-            allowed: allowed.unwrap_or_else(|| Arc::new(Allowed::prepared_in_sql(portal))),
-            parameters: known.map(|portal| portal.parameters),
-            binary: known.is_none_or(|portal| portal.binary),
-            rows: known.map_or_else(Rows::default, |portal| Arc::clone(&portal.rows)),
+            portal,
+            alternatives,
+            unknown,
+            parameters: known.first().map(|it| it.parameters),
+            binary: known.is_empty() || unknown || known.iter().any(|it| it.binary),
+            portals: known,
         }
     }
 
     /// Returns the number of the statement that is executed, and its outcome when that is known already.
-    pub fn execute(&mut self, execution: &Execution) -> (u64, Vec<Outcome>) {
-        let operation = match execution.allowed.statements() {
+    pub fn execute(&mut self, execution: &Execution, allowed: &Allowed) -> (u64, Vec<Outcome>) {
+        let operation = match allowed.statements() {
             [] => None,
             _ => Some(Operation::new(self.number())),
         };
         let stmt = operation.as_ref().map_or(self.next_stmt, |it| it.stmt);
-        self.names_move(&execution.allowed);
-        let sensitive = self.sensitive(Some(&execution.allowed));
+        let sent = self.sent(0, true);
+        let sure = execution.alternatives.len() == 1 && !execution.unknown;
+        for (meaning, runs) in &execution.alternatives {
+            self.note(meaning, runs, &sent, sure);
+            if !runs.is_nothing() {
+                for portal in &execution.portals {
+                    portal.ran.get_or_init(|| runs.clone());
+                }
+            }
+        }
+        if execution.unknown {
+            self.anything(&sent);
+        }
+        let sensitive = self.catalogue.masks_anything() && allowed.sensitive();
         let skipped = self.queue(Pending::Execute {
+            message: self.message,
+            portal: execution.portal.clone(),
             operation,
             sensitive,
-            rows: Arc::clone(&execution.rows),
         });
         (stmt, skipped)
     }
 
     pub fn close(&mut self, object: Object<'_>) {
-        if self.is_skipping() {
-            return;
-        }
-        let (name, removed) = match object {
+        let sent = self.sent(0, true);
+        match object {
             Object::Statement(name) => {
-                let name = known_as(name);
-                let removed = self.statements.remove(&name).map(Removed::Statement);
-                (name, removed)
+                let change = Change::Remove(known_as(name));
+                self.statements.change(sent, change);
             }
             Object::Portal(name) => {
-                let name = known_as(name);
-                let removed = self.portals.remove(&name).map(Removed::Portal);
-                (name, removed)
+                let change = Change::Remove(known_as(name));
+                self.portals.change(sent, change);
             }
-        };
+        }
         self.queue(Pending::Close {
-            name,
-            removed,
-            naming: self.naming,
+            message: self.message,
         });
     }
 
@@ -201,6 +213,7 @@ impl Conversation {
             ));
         }
         self.syncs += 1;
+        self.segment += 1;
         self.pending.push_back(Pending::Sync);
         Ok(())
     }
@@ -224,9 +237,13 @@ impl Conversation {
     /// outcomes of its statements come back.
     fn queue(&mut self, pending: Pending) -> Vec<Outcome> {
         if !self.is_skipping() {
+            if pending.message().is_some() {
+                self.message += 1;
+            }
             self.pending.push_back(pending);
             return Vec::new();
         }
+        self.retract();
         let skipped = |operation: Operation| operation.done(StatementOutcome::Skipped, None, None);
         match pending {
             Pending::Query { operations, .. } => operations.into_iter().map(skipped).collect(),
@@ -235,39 +252,9 @@ impl Conversation {
         }
     }
 
-    /// From here on a known name may mean something else, which only its own leaf tells.
-    fn names_move(&mut self, allowed: &Allowed) {
-        let does = |any: &[&str]| {
-            allowed
-                .statements()
-                .iter()
-                .flat_map(|statement| &statement.verbs)
-                .any(|verb| any.contains(&verb.as_str()))
-        };
-        if does(&RENAMES_STATEMENTS) {
-            self.naming += 1;
-            self.statements.clear();
-        }
-        if does(&RENAMES_PORTALS) {
-            self.naming += 1;
-            for portal in self.portals.values_mut() {
-                portal.allowed = None;
-            }
-        }
-    }
-
     fn number(&mut self) -> u64 {
         let number = self.next_stmt;
         self.next_stmt += 1;
         number
     }
-
-    /// An unknown statement counts as sensitive wherever anything is masked.
-    fn sensitive(&self, allowed: Option<&Allowed>) -> bool {
-        self.catalogue.masks_anything() && allowed.is_none_or(Allowed::sensitive)
-    }
-}
-
-fn known_as(name: &[u8]) -> Name {
-    name.get(..NAME).unwrap_or(name).to_vec()
 }

@@ -10,7 +10,9 @@ use crate::audit::event::StatementProtocol;
 use crate::policy::Denial;
 use crate::protocol::postgres::frontend::{Bind, Call, Frontend};
 use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
-use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
+use crate::session::decide::{
+    Allowed, Analysed, Denied, Judge, Meaning, Permit, Ruling, Runs, Shown, portal_shown,
+};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
 use crate::session::driver::postgres::conversation::Execution;
 use crate::session::forward::forward;
@@ -178,7 +180,8 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         name: &[u8],
         text: &[u8],
     ) -> Result<(), RelayError> {
-        match self.rule(text).await? {
+        let (ruling, statements) = self.rule_parse(text).await?;
+        match ruling {
             Ruling::Allowed(allowed) => {
                 let shown = allowed.evidence().map(|text| {
                     let mut out = BytesMut::new();
@@ -187,7 +190,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 });
                 self.session
                     .conversation()
-                    .parse(name, Arc::clone(&allowed));
+                    .parse(name, &statements, allowed.sensitive());
                 self.batch
                     .and(Permit::allowed(&allowed, message, shown_as(shown.as_ref())));
             }
@@ -222,22 +225,76 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         let catalogue = self.catalogue().await?;
         let masks = catalogue.masks_anything();
         let execution = self.session.conversation().execution(portal);
+        let allowed = match self.rule_execution(&execution, &catalogue).await? {
+            Ruling::Allowed(allowed) => allowed,
+            Ruling::Denied(denied) => return self.refuse_execution(message, &execution, &denied),
+        };
         if masks && let Some(column) = self.describe(portal, &execution).await? {
-            let denied = binary_masked(&execution.allowed, &column);
+            let denied = binary_masked(&allowed, &column);
             self.deny(&denied, false)?;
             let shown = BytesMut::from(&message.bytes()[..]);
             self.batch.and(Permit::refused_extended(&shown));
             return Ok(());
         }
-        let (first, skipped) = self.session.conversation().execute(&execution);
+        let (first, skipped) = self.session.conversation().execute(&execution, &allowed);
         self.session.recorder.intents(
-            &execution.allowed,
+            &allowed,
             first,
             StatementProtocol::Extended,
             execution.parameters,
         )?;
         self.results(&skipped)?;
         self.control(message, Shown::AsSent)
+    }
+
+    /// May what this portal stands for run? It was decided when it was prepared; since then policies, the
+    /// schema, or what it runs by name may have changed.
+    async fn rule_execution(
+        &mut self,
+        execution: &Execution,
+        catalogue: &Arc<Catalogue>,
+    ) -> Result<Ruling, RelayError> {
+        let catalogue = match knows_all(catalogue, execution) {
+            true => Arc::clone(catalogue),
+            false => self.renewed().await?,
+        };
+        let mut allowed = Vec::with_capacity(1);
+        for (meaning, runs) in &execution.alternatives {
+            match self.judge.rule_again(meaning, runs, catalogue.derived()) {
+                Ruling::Allowed(one) => allowed.push(one),
+                denied @ Ruling::Denied(_) => return Ok(denied),
+            }
+        }
+        if execution.unknown {
+            match self.judge.rule_unknown(portal_shown(execution.portal())) {
+                Ruling::Allowed(one) => allowed.push(one),
+                denied @ Ruling::Denied(_) => return Ok(denied),
+            }
+        }
+        Ok(Ruling::Allowed(match allowed.is_empty() {
+            true => Arc::new(Allowed::no_such_portal(execution.portal())),
+            false => Allowed::one_of(&allowed),
+        }))
+    }
+
+    /// A portal that may not exist is asked for first: if it does not, the server's own error says so.
+    fn refuse_execution(
+        &mut self,
+        message: &Message,
+        execution: &Execution,
+        denied: &Denied,
+    ) -> Result<(), RelayError> {
+        if execution.alternatives.is_empty() {
+            let mut conversation = self.session.conversation();
+            conversation.own_describe(execution, false);
+            drop(conversation);
+            self.batch
+                .and(Permit::own_describe(execution.portal(), false));
+        }
+        self.deny(denied, false)?;
+        let shown = BytesMut::from(&message.bytes()[..]);
+        self.batch.and(Permit::refused_extended(&shown));
+        Ok(())
     }
 
     fn results(&self, outcomes: &[Outcome]) -> Result<(), RelayError> {
@@ -332,29 +389,80 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         Ok(catalogue)
     }
 
+    /// The catalogue, asked anew.
+    async fn renewed(&self) -> Result<Arc<Catalogue>, RelayError> {
+        let catalogue = self.catalogues.renewed().await?;
+        self.session
+            .conversation()
+            .update_catalogue(Arc::clone(&catalogue));
+        Ok(catalogue)
+    }
+
+    /// Decides the text of a simple query. What an EXECUTE or FETCH in it runs is decided with it.
     async fn rule(&mut self, text: &[u8]) -> Result<Ruling, RelayError> {
+        let (analysed, catalogue) = match self.read(text).await? {
+            Ok(read) => read,
+            Err(denied) => return Ok(Ruling::Denied(denied)),
+        };
+        let runs = self
+            .session
+            .conversation()
+            .follow_query(analysed.statements());
+        let ruling = self
+            .judge
+            .rule_running(text, analysed, &runs, catalogue.derived());
+        match &ruling {
+            Ruling::Allowed(allowed) => self.note_effects(allowed),
+            Ruling::Denied(_) => self.session.conversation().retract(),
+        }
+        Ok(ruling)
+    }
+
+    /// Decides a text that is to be prepared, and returns its statements.
+    async fn rule_parse(&mut self, text: &[u8]) -> Result<(Ruling, Vec<Arc<Meaning>>), RelayError> {
+        let (analysed, catalogue) = match self.read(text).await? {
+            Ok(read) => read,
+            Err(denied) => return Ok((Ruling::Denied(denied), Vec::new())),
+        };
+        let statements = analysed.statements().to_vec();
+        let runs: Vec<Runs> = {
+            let conversation = self.session.conversation();
+            let follow = |meaning: &Arc<Meaning>| conversation.follow_parse(meaning);
+            statements.iter().map(follow).collect()
+        };
+        let ruling = self
+            .judge
+            .rule_running(text, analysed, &runs, catalogue.derived());
+        if let Ruling::Allowed(allowed) = &ruling {
+            self.note_effects(allowed);
+        }
+        Ok((ruling, statements))
+    }
+
+    /// What the parsers make of a text, and a catalogue that knows its tables.
+    async fn read(
+        &mut self,
+        text: &[u8],
+    ) -> Result<Result<(Analysed, Arc<Catalogue>), Box<Denied>>, RelayError> {
         let strings = self.session.conversation().strings();
         let analysed = match self.judge.read(text, strings).await {
             Ok(analysed) => analysed,
-            Err(denied) => return Ok(Ruling::Denied(denied)),
+            Err(denied) => return Ok(Err(denied)),
         };
         let mut catalogue = self.catalogue().await?;
         if !analysed.tables().all(|table| catalogue.knows(table)) {
-            catalogue = self.catalogues.renewed().await?;
-            self.session
-                .conversation()
-                .update_catalogue(Arc::clone(&catalogue));
+            catalogue = self.renewed().await?;
         }
-        let ruling = self.judge.rule(text, analysed, catalogue.derived());
-        if let Ruling::Allowed(allowed) = &ruling {
-            self.schema_moves |= changes_schema(allowed);
-            // SET standard_conforming_strings is unknown too: what follows it is read before the server
-            // reports the change.
-            if allowed.is_unknown() {
-                self.session.conversation().strings_are_uncertain();
-            }
+        Ok(Ok((analysed, catalogue)))
+    }
+
+    fn note_effects(&mut self, allowed: &Allowed) {
+        self.schema_moves |= changes_schema(allowed);
+        // SET standard_conforming_strings is unknown too: what follows it is read before the server
+        // reports the change.
+        if allowed.is_unknown() {
+            self.session.conversation().strings_are_uncertain();
         }
-        Ok(ruling)
     }
 
     fn deny(&self, denied: &Denied, ends_with_ready: bool) -> Result<(), RelayError> {
@@ -387,6 +495,14 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             .await
             .map_err(RelayError::TargetIo)
     }
+}
+
+fn knows_all(catalogue: &Catalogue, execution: &Execution) -> bool {
+    let mut run = execution
+        .alternatives
+        .iter()
+        .flat_map(|(meaning, runs)| runs.statements.iter().chain([meaning]));
+    run.all(|meaning| meaning.tables().all(|table| catalogue.knows(table)))
 }
 
 fn shown_as(instead: Option<&BytesMut>) -> Shown<'_> {
