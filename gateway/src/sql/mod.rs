@@ -116,6 +116,12 @@ impl Statement {
                     | Verb::Discard
             )
         };
+        match self.naming {
+            Naming::Prepare { .. } => return false,
+            // A cursor is planned when it is declared, and what is constant is computed then.
+            Naming::Declare { .. } => return !self.functions.is_empty(),
+            _ => {}
+        }
         let touched =
             |(verb, tables): (&Verb, &BTreeSet<Table>)| !quiet(verb) || !tables.is_empty();
         !self.functions.is_empty() || self.effects.iter().any(touched)

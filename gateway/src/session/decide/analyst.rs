@@ -20,6 +20,11 @@ pub struct Analysed {
 }
 
 impl Analysed {
+    #[cfg(test)]
+    pub(in crate::session) fn for_tests(text: &str) -> Self {
+        analyse(text, Strings::Standard, &[])
+    }
+
     pub fn statements(&self) -> &[Arc<Meaning>] {
         &self.statements
     }

@@ -34,7 +34,11 @@ pub(super) struct Decided {
 }
 
 impl Meaning {
-    pub(super) fn new(statement: Statement, shown: String, makes: Option<Arc<Meaning>>) -> Self {
+    pub(in crate::session) fn new(
+        statement: Statement,
+        shown: String,
+        makes: Option<Arc<Meaning>>,
+    ) -> Self {
         Self {
             statement,
             shown,
@@ -55,6 +59,11 @@ impl Meaning {
 
     pub fn naming(&self) -> &Naming {
         &self.statement.naming
+    }
+
+    /// Its text as evidence shows it.
+    pub fn shown(&self) -> &str {
+        &self.shown
     }
 
     pub fn makes(&self) -> Option<&Arc<Meaning>> {
