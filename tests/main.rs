@@ -21,6 +21,7 @@ mod isolate;
 mod masks;
 mod masks_and_schema;
 mod pg_suites;
+mod prepared;
 mod privileges;
 mod secrets;
 mod status;

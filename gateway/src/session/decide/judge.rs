@@ -232,6 +232,9 @@ impl Judge {
     }
 }
 
+/// The rule under which a name is refused of which nothing is known.
+pub(super) const UNKNOWN_PREPARED: &str = "sql:unknown-prepared";
+
 /// Why what a name stands for is not known.
 const CODE_MADE: &str = "what its name stands for was made by code";
 
@@ -253,7 +256,7 @@ fn unknown_prepared(denial: Denial) -> Denial {
         return denial;
     }
     Denial {
-        rule: "sql:unknown-prepared".to_owned(),
+        rule: UNKNOWN_PREPARED.to_owned(),
         message: "what this name stands for is not known, and may not be run".to_owned(),
         detail: "Rule sql:unknown-prepared: no PREPARE, DECLARE, Parse or Bind of this session has made it; if it exists, code of the database has.".to_owned(),
         hint: "Prepare the statement or declare the cursor in this session, outside of functions and code blocks."

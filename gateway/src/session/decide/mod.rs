@@ -76,6 +76,16 @@ impl Permit {
         permit
     }
 
+    /// In place of a simple query that runs what nobody may have made: if it does not exist, the server's
+    /// own error says so.
+    pub fn refused_by_name(shown: &BytesMut, object: Object<'_>) -> Self {
+        let mut permit = Self::shown_instead(shown);
+        encode::describe(&mut permit.upstream, object);
+        permit.and(Self::refused_extended(&BytesMut::new()));
+        encode::sync(&mut permit.upstream);
+        permit
+    }
+
     /// In place of a function call.
     pub fn refused_call(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);
@@ -271,6 +281,13 @@ pub struct Denied {
     pub statement: String,
     /// The whole text as evidence shows it.
     pub evidence: String,
+}
+
+impl Denied {
+    /// Whether all that is against it is a name of which nothing is known.
+    pub fn is_of_unknown_name(&self) -> bool {
+        self.denial.rule == judge::UNKNOWN_PREPARED
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -57,6 +57,7 @@ impl Conversation {
             b'1' | b'2' | b'3' => self.acknowledged(message, delivery)?,
             b't' => match self.pending.front() {
                 Some(Pending::Describe) => delivery.unchanged(message),
+                Some(Pending::OwnQuestion { .. }) => {}
                 _ => return Err(out_of_step(message)),
             },
             b'G' => self.copy_in(message, delivery)?,
@@ -151,6 +152,7 @@ impl Conversation {
                 let plan = self.plan_of(message)?;
                 self.columns_known(plan);
             }
+            Some(Pending::OwnQuestion { .. }) => drop(self.pending.pop_front()),
             Some(Pending::Query { .. }) => {
                 self.plan = self.plan_of(message)?;
                 delivery.unchanged(message);
@@ -167,6 +169,7 @@ impl Conversation {
                 delivery.unchanged(message);
             }
             Some(Pending::OwnDescribe { .. }) => self.columns_known(Arc::default()),
+            Some(Pending::OwnQuestion { .. }) => drop(self.pending.pop_front()),
             _ => return Err(out_of_step(message)),
         }
         Ok(())
@@ -366,6 +369,14 @@ impl Conversation {
                 done.extend(operation.take().map(|it| it.failed(sqlstate)));
                 self.skip_to_sync();
             }
+            Some(Pending::OwnQuestion {
+                cursor: Some(cursor),
+            }) if sqlstate == "34000" => {
+                let text = format!("cursor \"{cursor}\" does not exist");
+                self.skip_to_sync();
+                delivery.own(|out| encode::error_response(out, &no_such_cursor(&text)));
+                return Ok(());
+            }
             // The end of a transaction failed; ReadyForQuery follows at once.
             Some(Pending::Sync) | None => {}
             Some(_) => self.skip_to_sync(),
@@ -475,6 +486,17 @@ fn refusal(denial: &Denial) -> ErrorText<'_> {
         message: &denial.message,
         detail: Some(&denial.detail),
         hint: Some(&denial.hint),
+    }
+}
+
+/// What SQL says of a cursor that is not there; the protocol speaks of portals.
+fn no_such_cursor(message: &str) -> ErrorText<'_> {
+    ErrorText {
+        severity: Severity::Error,
+        sqlstate: "34000",
+        message,
+        detail: None,
+        hint: None,
     }
 }
 

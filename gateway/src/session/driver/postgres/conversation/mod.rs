@@ -164,6 +164,11 @@ impl Conversation {
         self.pending.len() >= MAX_IN_FLIGHT && !self.is_skipping()
     }
 
+    /// Whether nothing is under way, so that a Sync of the gateway's own ends nothing of the agent's.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && !self.failed && !self.copy_in && !self.copy_data
+    }
+
     #[cfg(test)]
     fn in_flight(&self) -> usize {
         self.pending.len()

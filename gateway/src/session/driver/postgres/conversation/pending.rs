@@ -39,6 +39,11 @@ pub(super) enum Pending {
         portal: Name,
         binary: Option<oneshot::Sender<Option<String>>>,
     },
+    /// The gateway asks whether something of this name exists, before it is refused. The answer is the
+    /// gateway's own; an error is the agent's: as SQL says it, where that asked for a cursor.
+    OwnQuestion {
+        cursor: Option<String>,
+    },
     Execute {
         message: u64,
         portal: Name,
@@ -80,6 +85,7 @@ impl Pending {
             | Self::Close { message } => Some(*message),
             Self::Describe
             | Self::OwnDescribe { .. }
+            | Self::OwnQuestion { .. }
             | Self::Sync
             | Self::Denied { .. }
             | Self::CopyEnd => None,

@@ -56,6 +56,22 @@ impl Conversation {
         self.number()
     }
 
+    /// The gateway asks for a portal that it then refuses to execute.
+    pub fn own_question(&mut self) {
+        self.queue(Pending::OwnQuestion { cursor: None });
+    }
+
+    /// A simple query that was replaced by a question and a refusal; returns the number its statement would
+    /// have had.
+    pub fn denied_by_name(&mut self, denial: Denial, cursor: Option<String>) -> u64 {
+        self.queue(Pending::OwnQuestion { cursor });
+        let number = self.denied(denial, false);
+        self.syncs += 1;
+        self.segment += 1;
+        self.queue(Pending::Sync);
+        number
+    }
+
     pub fn parse(&mut self, name: &[u8], statements: &[Arc<Meaning>], sensitive: bool) {
         let meaning = match statements {
             [] => Some(Arc::new(Meaning::nothing())),

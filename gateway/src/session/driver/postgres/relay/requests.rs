@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::{READ, RelayError, Session};
 use crate::audit::event::StatementProtocol;
 use crate::policy::Denial;
-use crate::protocol::postgres::frontend::{Bind, Call, Frontend};
+use crate::protocol::postgres::frontend::{Bind, Call, Frontend, Object};
 use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
 use crate::session::decide::{
     Allowed, Analysed, Denied, Judge, Meaning, Permit, Ruling, Runs, Shown, portal_shown,
@@ -17,7 +17,7 @@ use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
 use crate::session::driver::postgres::conversation::Execution;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
-use crate::sql;
+use crate::sql::{self, Naming};
 
 /// Requests are forwarded at the latest when this many bytes are gathered.
 const BATCH: usize = 64 << 10;
@@ -149,7 +149,8 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     async fn query(&mut self, message: &Message, text: &[u8]) -> Result<(), RelayError> {
-        match self.rule(text).await? {
+        let (ruling, stranger) = self.rule_query(text).await?;
+        match ruling {
             Ruling::Allowed(allowed) => {
                 let (first, skipped) = self.session.conversation().query(&allowed);
                 self.session
@@ -167,6 +168,9 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             Ruling::Denied(denied) => {
                 let mut shown = BytesMut::new();
                 encode::query(&mut shown, &denied.evidence);
+                if let Some(stranger) = stranger {
+                    return self.deny_by_name(&denied, &shown, &stranger);
+                }
                 self.deny(&denied, true)?;
                 self.batch.and(Permit::refused_query(&shown));
             }
@@ -285,9 +289,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         denied: &Denied,
     ) -> Result<(), RelayError> {
         if execution.alternatives.is_empty() {
-            let mut conversation = self.session.conversation();
-            conversation.own_describe(execution, false);
-            drop(conversation);
+            self.session.conversation().own_question();
             self.batch
                 .and(Permit::own_describe(execution.portal(), false));
         }
@@ -373,7 +375,8 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         };
         let arguments: Vec<String> = (1..=call.arguments).map(|n| format!("${n}")).collect();
         let text = format!("SELECT {name}({})", arguments.join(", "));
-        self.rule(text.as_bytes()).await
+        let (ruling, _) = self.rule_query(text.as_bytes()).await?;
+        Ok(ruling)
     }
 
     /// The catalogue as it is now: a prepared statement is read anew by the server when its tables
@@ -399,23 +402,59 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     /// Decides the text of a simple query. What an EXECUTE or FETCH in it runs is decided with it.
-    async fn rule(&mut self, text: &[u8]) -> Result<Ruling, RelayError> {
+    /// Where all that is against it is a name that code may have made, or nobody, that comes back.
+    async fn rule_query(&mut self, text: &[u8]) -> Result<(Ruling, Option<Naming>), RelayError> {
         let (analysed, catalogue) = match self.read(text).await? {
             Ok(read) => read,
-            Err(denied) => return Ok(Ruling::Denied(denied)),
+            Err(denied) => return Ok((Ruling::Denied(denied), None)),
         };
         let runs = self
             .session
             .conversation()
             .follow_query(analysed.statements());
+        let naming = match (analysed.statements(), &runs[..]) {
+            ([only], [runs]) if runs.statements.is_empty() => Some(only.naming().clone()),
+            _ => None,
+        };
         let ruling = self
             .judge
             .rule_running(text, analysed, &runs, catalogue.derived());
-        match &ruling {
-            Ruling::Allowed(allowed) => self.note_effects(allowed),
-            Ruling::Denied(_) => self.session.conversation().retract(),
-        }
-        Ok(ruling)
+        let stranger = match &ruling {
+            Ruling::Allowed(allowed) => {
+                self.note_effects(allowed);
+                None
+            }
+            Ruling::Denied(denied) => {
+                let mut conversation = self.session.conversation();
+                conversation.retract();
+                naming.filter(|_| denied.is_of_unknown_name() && conversation.is_idle())
+            }
+        };
+        Ok((ruling, stranger))
+    }
+
+    /// A name that may not exist is asked for first: if it does not, the server's own error says so.
+    fn deny_by_name(
+        &mut self,
+        denied: &Denied,
+        shown: &BytesMut,
+        stranger: &Naming,
+    ) -> Result<(), RelayError> {
+        let (object, cursor) = match stranger {
+            Naming::Fetch(name) => (Object::Portal(name.as_bytes()), Some(name.clone())),
+            Naming::Execute(name) => (Object::Statement(name.as_bytes()), None),
+            _ => {
+                self.deny(denied, true)?;
+                self.batch.and(Permit::refused_query(shown));
+                return Ok(());
+            }
+        };
+        let mut conversation = self.session.conversation();
+        let stmt = conversation.denied_by_name(denied.denial.clone(), cursor);
+        drop(conversation);
+        self.session.recorder.denied(stmt, denied)?;
+        self.batch.and(Permit::refused_by_name(shown, object));
+        Ok(())
     }
 
     /// Decides a text that is to be prepared, and returns its statements.
