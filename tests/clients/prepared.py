@@ -105,7 +105,7 @@ def known():
 
     step(parse("del", "DELETE FROM products WHERE id = -1"), SYNC)
     step(query("EXECUTE del"))
-    step(query("EXPLAIN ANALYZE EXECUTE del"))
+    step(query("EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) EXECUTE del"))
     step(query("PREPARE upd (int) AS UPDATE products SET stock = stock WHERE id = $1"))
     step(message(b"B", text(""), text("upd"), struct.pack("!hhi", 0, 1, 2), b"-1", struct.pack("!h", 0)), execute(""), SYNC)
     step(query("BEGIN; DECLARE Cards CURSOR FOR SELECT card_number FROM customers ORDER BY id"))
@@ -118,7 +118,6 @@ def known():
     step(query("FETCH 1 FROM cards"))
     step(query("BEGIN; DECLARE held CURSOR WITH HOLD FOR SELECT id FROM products ORDER BY id; COMMIT"))
     step(query("FETCH 1 FROM held"))
-    step(query("CREATE TEMP TABLE t AS EXECUTE del"))
     step(query("DEALLOCATE del"))
     step(query("EXECUTE del"))
     step(bind("", "del"), execute(""), SYNC)
@@ -156,7 +155,7 @@ def reused():
     step(parse("", "SELECT 2"), bind("", ""), SYNC, query("SELECT 3"), execute(""), SYNC)
     step(query("ROLLBACK"))
     # What stands behind an error is skipped, a simple query too.
-    connection.socket.sendall(parse("", "SELEC") + query("SELECT 'skipped'") + bind("", "") + execute(""))
+    connection.socket.sendall(parse("", "SELECT no_such_column") + query("SELECT 'skipped'") + bind("", "") + execute(""))
     print(connection.says(SYNC))
 
 

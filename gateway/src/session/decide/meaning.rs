@@ -172,7 +172,7 @@ impl Runs {
             .filter(|it| !matches!(it.naming(), Naming::Execute(_) | Naming::Fetch(_)));
         let mut texts: Vec<&str> = texts.map(|it| it.shown.as_str()).collect();
         if self.unknown {
-            texts.push("a statement made by code");
+            texts.push("what code has made of this name, if anything");
         }
         (!texts.is_empty()).then(|| texts.join(" or "))
     }

@@ -89,7 +89,7 @@ impl<T> Default for Possible<T> {
 }
 
 /// More possibilities than this are no knowledge any more.
-const MOST_POSSIBILITIES: usize = 16;
+pub(super) const MOST_POSSIBILITIES: usize = 16;
 
 #[derive(Debug)]
 pub(super) struct Names<T> {

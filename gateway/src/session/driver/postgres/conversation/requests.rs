@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::oneshot;
 
-use super::names::{Change, Possible};
+use super::names::{Change, MOST_POSSIBILITIES, Possible};
 use super::pending::{Operation, Pending, Results};
 use super::{Conversation, Execution, Portal, known_as};
 use crate::audit::event::StatementOutcome;
@@ -189,7 +189,7 @@ impl Conversation {
                 }
             }
         }
-        if execution.unknown {
+        if execution.unknown && execution.alternatives.len() >= MOST_POSSIBILITIES {
             self.anything(&sent);
         }
         let sensitive = self.catalogue.masks_anything() && allowed.sensitive();
