@@ -20,7 +20,6 @@ impl Conversation {
     /// What each statement of a simple query runs by name. Notes what they do to names, which a later one
     /// depends on: [`Conversation::retract`] takes that back if the text is not sent.
     pub fn follow_query(&mut self, statements: &[Arc<Meaning>]) -> Vec<Runs> {
-        let mut runs = Vec::with_capacity(statements.len());
         let first = self.sent(0, false);
         // A simple query takes the unnamed statement and portal away.
         if self.statements.mentions(b"") {
@@ -29,6 +28,12 @@ impl Conversation {
         if self.portals.mentions(b"") {
             self.portals.change(first, Change::Remove(Vec::new()));
         }
+        self.follow_call(statements)
+    }
+
+    /// The same for the SELECT that a function call amounts to, which leaves the unnamed ones alone.
+    pub fn follow_call(&mut self, statements: &[Arc<Meaning>]) -> Vec<Runs> {
+        let mut runs = Vec::with_capacity(statements.len());
         for (part, meaning) in statements.iter().enumerate() {
             let sent = self.sent(part, false);
             let run = self.runs(meaning.naming(), &sent);

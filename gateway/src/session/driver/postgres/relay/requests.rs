@@ -149,7 +149,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     async fn query(&mut self, message: &Message, text: &[u8]) -> Result<(), RelayError> {
-        let (ruling, stranger) = self.rule_query(text).await?;
+        let (ruling, stranger) = self.rule_query(text, StatementProtocol::Simple).await?;
         match ruling {
             Ruling::Allowed(allowed) => {
                 let (first, skipped) = self.session.conversation().query(&allowed);
@@ -375,7 +375,9 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         };
         let arguments: Vec<String> = (1..=call.arguments).map(|n| format!("${n}")).collect();
         let text = format!("SELECT {name}({})", arguments.join(", "));
-        let (ruling, _) = self.rule_query(text.as_bytes()).await?;
+        let (ruling, _) = self
+            .rule_query(text.as_bytes(), StatementProtocol::Call)
+            .await?;
         Ok(ruling)
     }
 
@@ -403,15 +405,22 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
 
     /// Decides the text of a simple query. What an EXECUTE or FETCH in it runs is decided with it.
     /// Where all that is against it is a name that code may have made, or nobody, that comes back.
-    async fn rule_query(&mut self, text: &[u8]) -> Result<(Ruling, Option<Naming>), RelayError> {
+    async fn rule_query(
+        &mut self,
+        text: &[u8],
+        protocol: StatementProtocol,
+    ) -> Result<(Ruling, Option<Naming>), RelayError> {
         let (analysed, catalogue) = match self.read(text).await? {
             Ok(read) => read,
             Err(denied) => return Ok((Ruling::Denied(denied), None)),
         };
-        let runs = self
-            .session
-            .conversation()
-            .follow_query(analysed.statements());
+        let runs = {
+            let mut conversation = self.session.conversation();
+            match protocol {
+                StatementProtocol::Call => conversation.follow_call(analysed.statements()),
+                _ => conversation.follow_query(analysed.statements()),
+            }
+        };
         let naming = match (analysed.statements(), &runs[..]) {
             ([only], [runs]) if runs.statements.is_empty() => Some(only.naming().clone()),
             _ => None,

@@ -30,7 +30,11 @@ impl Dice {
 #[derive(Debug, Clone)]
 enum Request {
     Query(u64, Vec<String>),
-    Denied { query: bool },
+    /// A function call.
+    Call(u64),
+    Denied {
+        query: bool,
+    },
     Parse(String, String),
     Bind(String, String),
     Describe(Kind, String),
@@ -83,7 +87,7 @@ impl Server {
         if self.skipping && !matches!(request, Request::Sync) {
             match request {
                 Request::Query(first, texts) => self.skipped(*first, texts.len()),
-                Request::Execute(number, _) => self.skipped(*number, 1),
+                Request::Execute(number, _) | Request::Call(number) => self.skipped(*number, 1),
                 _ => {}
             }
             return;
@@ -94,6 +98,19 @@ impl Server {
                 self.ready();
             }
             Request::Query(first, texts) => self.query(*first, texts, dice),
+            Request::Call(number) => {
+                match dice.roll(3) {
+                    0 => {
+                        self.ran.insert(*number, (Error, None));
+                        self.fail();
+                    }
+                    _ => {
+                        self.ran.insert(*number, (Done, None));
+                        self.say(b'V', b"\xff\xff\xff\xff");
+                    }
+                }
+                self.ready();
+            }
             Request::Denied { query: true } => {
                 self.fail();
                 self.ready();
@@ -207,7 +224,7 @@ impl Server {
                 };
                 self.say(b'3', b"");
             }
-            Request::Sync | Request::Query(..) => {}
+            Request::Sync | Request::Query(..) | Request::Call(_) => {}
         }
         Ok(())
     }
@@ -297,6 +314,12 @@ impl Play {
         let kind = [Kind::Statement, Kind::Portal][usize::try_from(dice.roll(2)).unwrap()];
         match dice.roll(20) {
             0..=2 => self.query(dice),
+            19 => {
+                self.it.follow_call(&read("SELECT 1"));
+                let (number, skipped) = self.it.call(&allowed(1));
+                self.ended(&skipped);
+                Request::Call(number)
+            }
             3 => {
                 let query = dice.roll(2) == 0;
                 self.it.denied(denial(), query);
@@ -390,6 +413,7 @@ impl Play {
 
 #[test]
 fn random_conversations_stay_in_step() {
+    let mut seen: HashMap<String, usize> = HashMap::new();
     for seed in 1..=400 {
         let mut dice = Dice(0x9e37_79b9_7f4a_7c15_u64.wrapping_mul(seed));
         let mut server = Server::default();
@@ -434,10 +458,19 @@ fn random_conversations_stay_in_step() {
                 continue;
             };
             let said = &play.said[&number];
+            let kind = if said.len() > 1 { "by name" } else { "itself" };
+            *seen.entry(format!("{outcome:?} {kind}")).or_default() += 1;
             assert!(
                 said.contains(&what),
                 "seed {seed}: statement {number} ran {what}, and might run {said:?}"
             );
+        }
+    }
+    // Everything that can happen did.
+    for kind in ["Ok", "Error", "Suspended"] {
+        for way in ["by name", "itself"] {
+            let times = seen.get(&format!("{kind} {way}")).copied().unwrap_or(0);
+            assert!(times > 0, "{kind} {way} never happened");
         }
     }
 }
