@@ -23,6 +23,7 @@ mod masks;
 mod masks_and_schema;
 mod parameters;
 mod pg_suites;
+mod prepared;
 mod privileges;
 mod secrets;
 mod status;

@@ -329,6 +329,9 @@ pub enum Event {
         stmt: u64,
         protocol: StatementProtocol,
         statement: String,
+        /// What it runs that it only names: the statement behind an EXECUTE, the query behind a FETCH.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        runs: Option<String>,
         decision: Decision,
         rule: String,
         verbs: Vec<String>,
@@ -568,6 +571,7 @@ pub(crate) mod tests {
             stmt,
             protocol: StatementProtocol::Simple,
             statement: statement.into(),
+            runs: None,
             decision: Decision::Allow,
             rule: "read-only".into(),
             verbs: vec!["sql:select".into()],

@@ -195,6 +195,7 @@ fn say(event: &Event, length: Length) -> Said {
         Event::StmtIntent {
             stmt,
             statement,
+            runs,
             verbs,
             params,
             ..
@@ -206,7 +207,10 @@ fn say(event: &Event, length: Length) -> Said {
             let params = params.filter(|n| *n > 0).map_or(String::new(), |n| {
                 format!(" · {}", count(n as u64, "parameter"))
             });
-            let text = shortened(statement, length) + &params;
+            let runs = runs.as_deref().map_or(String::new(), |runs| {
+                format!(" · runs {}", shortened(runs, length))
+            });
+            let text = shortened(statement, length) + &runs + &params;
             said(
                 '✓',
                 Tone::Good,

@@ -152,6 +152,7 @@ impl Recorder {
                 stmt,
                 protocol,
                 statement: statement.text.clone(),
+                runs: statement.runs.clone(),
                 decision: Decision::Allow,
                 rule: statement.rule.clone(),
                 verbs: statement.verbs.clone(),

@@ -29,6 +29,15 @@ pub fn evidence_text(text: &str, facts: &Facts, masks: &[MaskRule]) -> String {
     without_cards(&without_passwords(&bare))
 }
 
+/// The same for one statement.
+pub fn evidence_of(statement: &Statement, masks: &[MaskRule]) -> String {
+    let bare = match is_sensitive(statement, masks) {
+        true => without_literals(&statement.text),
+        false => statement.text.clone(),
+    };
+    without_cards(&without_passwords(&bare))
+}
+
 /// EXECUTE and CALL count too: their arguments may be values of a masked column.
 fn is_sensitive(statement: &Statement, masks: &[MaskRule]) -> bool {
     let touches_mask = !masks.is_empty() && statement.mask != MaskUse::None;

@@ -12,6 +12,7 @@
 pub mod copy;
 mod evidence;
 mod facts;
+pub mod naming;
 mod second_opinion;
 pub mod shape;
 pub mod strings;
@@ -25,7 +26,8 @@ use std::fmt;
 use pg_query::protobuf as pb;
 
 use crate::policy::masking::MaskRule;
-pub use evidence::{evidence_text, without_cards};
+pub use evidence::{evidence_of, evidence_text, without_cards};
+pub use naming::Naming;
 
 /// Longer texts are not analysed: both parsers are super-linear on hostile input.
 pub const LONGEST_TEXT: usize = 256 * 1024;
@@ -60,12 +62,74 @@ pub struct Statement {
     /// Names taken from the row of a masked table: `c.name`, with the table as written.
     pub attributes: BTreeMap<Table, BTreeSet<String>>,
     pub disguises: Disguises,
+    pub naming: Naming,
     /// DECLARE … BINARY: its FETCHes deliver binary values whatever the client asks for.
     pub binary_cursor: bool,
     /// Present for a COPY.
     pub copy: Option<copy::Copy>,
     /// Why the statement is `sql:unknown`.
     pub unknown: Option<String>,
+}
+
+impl Statement {
+    /// This statement, which only names another, together with everything the other one does.
+    pub fn running(&self, other: &Statement) -> Statement {
+        let mut both = self.clone();
+        for (verb, tables) in &other.effects {
+            both.effects
+                .entry(*verb)
+                .or_default()
+                .extend(tables.iter().cloned());
+        }
+        both.reads.extend(other.reads.iter().cloned());
+        both.writes.extend(other.writes.iter().cloned());
+        both.functions.extend(other.functions.iter().cloned());
+        both.settings.extend(other.settings.iter().cloned());
+        both.shows.extend(other.shows.iter().cloned());
+        for (table, names) in &other.attributes {
+            let known = both.attributes.entry(table.clone()).or_default();
+            known.extend(names.iter().cloned());
+        }
+        both.disguises.add(&other.disguises);
+        both.binary_cursor |= other.binary_cursor;
+        both.mask = match (both.mask, &other.mask) {
+            (refused @ MaskUse::Refused { .. }, _) => refused,
+            (MaskUse::Maskable, MaskUse::None) => MaskUse::Maskable,
+            (_, mask) => mask.clone(),
+        };
+        both.unknown = both.unknown.or_else(|| other.unknown.clone());
+        both
+    }
+
+    /// Whether it may run code of the database's own: functions, triggers, the definitions of views.
+    pub fn may_run_code(&self) -> bool {
+        let quiet = |verb: &Verb| {
+            matches!(
+                verb,
+                Verb::Select
+                    | Verb::Set
+                    | Verb::Show
+                    | Verb::Transaction
+                    | Verb::Prepare
+                    | Verb::Deallocate
+                    | Verb::Declare
+                    | Verb::Close
+                    | Verb::Listen
+                    | Verb::Unlisten
+                    | Verb::Notify
+                    | Verb::Discard
+            )
+        };
+        match self.naming {
+            Naming::Prepare { .. } => return false,
+            // A cursor is planned when it is declared, and what is constant is computed then.
+            Naming::Declare { .. } => return !self.functions.is_empty(),
+            _ => {}
+        }
+        let touched =
+            |(verb, tables): (&Verb, &BTreeSet<Table>)| !quiet(verb) || !tables.is_empty();
+        !self.functions.is_empty() || self.effects.iter().any(touched)
+    }
 }
 
 /// What may call a function without being written as a call. Only the database knows whether it does:
@@ -77,6 +141,14 @@ pub struct Disguises {
     pub operators: BTreeSet<String>,
     /// The types of casts: their cast functions and the checks of domains.
     pub types: BTreeSet<String>,
+}
+
+impl Disguises {
+    fn add(&mut self, other: &Disguises) {
+        self.attributes.extend(other.attributes.iter().cloned());
+        self.operators.extend(other.operators.iter().cloned());
+        self.types.extend(other.types.iter().cloned());
+    }
 }
 
 /// A relation as written; no schema means that the session's search_path decides.
@@ -344,6 +416,7 @@ fn statements_of(text: &str, tree: &pb::ParseResult, masks: &[MaskRule]) -> Vec<
             statement
                 .unknown
                 .get_or_insert_with(|| disagreement.clone());
+            statement.naming = Naming::Anything;
             mark_unknown(statement, masks);
         };
         statements.iter_mut().for_each(doubt);
@@ -356,6 +429,14 @@ fn statement(text: &str, raw: &pb::RawStmt, masks: &[MaskRule]) -> Statement {
     let Some(node) = raw.stmt.as_deref().and_then(tree::inner) else {
         return unknown(own_text, "an empty parse tree".to_owned(), masks);
     };
+    Statement {
+        naming: naming::look(node, own_text, masks),
+        ..facts_of(node, own_text, masks)
+    }
+}
+
+/// Everything but what the statement does with names.
+fn facts_of(node: tree::Ref<'_>, text: &str, masks: &[MaskRule]) -> Statement {
     let gathered = facts::gather(node);
     let taint::Taint {
         mask,
@@ -369,7 +450,7 @@ fn statement(text: &str, raw: &pb::RawStmt, masks: &[MaskRule]) -> Statement {
     let (reads, writes) = facts::reads_and_writes(&gathered.effects);
     let mut statement = Statement {
         verb: gathered.verb,
-        text: own_text.to_owned(),
+        text: text.to_owned(),
         effects: gathered.effects,
         reads,
         writes,
@@ -379,6 +460,7 @@ fn statement(text: &str, raw: &pb::RawStmt, masks: &[MaskRule]) -> Statement {
         mask,
         attributes,
         disguises: gathered.disguises,
+        naming: Naming::None,
         binary_cursor: gathered.binary_cursor,
         copy,
         unknown: gathered.doubt,
@@ -389,10 +471,28 @@ fn statement(text: &str, raw: &pb::RawStmt, masks: &[MaskRule]) -> Statement {
     statement
 }
 
+/// A statement that was made by code of the database, of which nothing is known; its rows are masked by
+/// their origin like any other's.
+pub fn code_made(text: &str) -> Statement {
+    unknown(text, "it was made by code".to_owned(), &[])
+}
+
 fn unknown(text: &str, why: String, masks: &[MaskRule]) -> Statement {
     let mut statement = Statement {
-        verb: Verb::Unknown,
         text: text.trim().to_owned(),
+        naming: Naming::Anything,
+        unknown: Some(why),
+        ..nothing()
+    };
+    mark_unknown(&mut statement, masks);
+    statement
+}
+
+/// No statement at all: what an empty text is prepared as.
+pub fn nothing() -> Statement {
+    Statement {
+        verb: Verb::Unknown,
+        text: String::new(),
         effects: BTreeMap::new(),
         reads: BTreeSet::new(),
         writes: BTreeSet::new(),
@@ -402,12 +502,11 @@ fn unknown(text: &str, why: String, masks: &[MaskRule]) -> Statement {
         mask: MaskUse::None,
         attributes: BTreeMap::new(),
         disguises: Disguises::default(),
+        naming: Naming::None,
         binary_cursor: false,
         copy: None,
-        unknown: Some(why),
-    };
-    mark_unknown(&mut statement, masks);
-    statement
+        unknown: None,
+    }
 }
 
 /// An unknown statement may do anything, so with masks it may use a masked column in any place.

@@ -1044,3 +1044,64 @@ fn deeply_nested_comments_are_not_looked_at() {
         None
     );
 }
+
+#[test]
+fn what_a_statement_does_with_names() {
+    let n63 = "n".repeat(63);
+    let cut = format!("execute {n63}");
+    let long = format!("EXECUTE {n63}nn");
+    for (text, expected) in [
+        (
+            "PREPARE Q (int, text) AS\n DELETE FROM a",
+            "prepare q: DELETE FROM a: delete{a}",
+        ),
+        (
+            "PREPARE \"As\" AS SELECT 1 AS as_is",
+            "prepare As: SELECT 1 AS as_is: select",
+        ),
+        (
+            "DECLARE c NO SCROLL CURSOR WITH HOLD FOR SELECT * FROM a FOR UPDATE",
+            "declare c hold: SELECT * FROM a FOR UPDATE: select{a} lock",
+        ),
+        (
+            "DECLARE c CURSOR FOR SELECT 1",
+            "declare c: SELECT 1: select",
+        ),
+        ("EXECUTE Q(1)", "execute q"),
+        ("EXPLAIN ANALYZE EXECUTE \"Q\"", "execute Q"),
+        ("EXPLAIN CREATE TABLE a AS EXECUTE q", "execute q"),
+        ("EXPLAIN DECLARE c CURSOR FOR SELECT 1", "nothing"),
+        ("FETCH BACKWARD ALL IN c", "fetch c"),
+        ("MOVE c", "fetch c"),
+        ("DEALLOCATE PREPARE q", "deallocate q"),
+        ("DEALLOCATE ALL", "deallocate all"),
+        ("CLOSE c", "close c"),
+        ("CLOSE ALL", "close all"),
+        ("DISCARD ALL", "discard"),
+        ("DISCARD TEMP", "nothing"),
+        ("DO $$ BEGIN NULL; END $$", "nothing"),
+        ("DO $$ BEGIN execute 'x'; END $$", "anything"),
+        ("DO LANGUAGE plperl $$ x $$", "anything"),
+        ("SELEC 1", "anything"),
+        (&long, &cut),
+    ] {
+        let statement = analyse(text, &[]).statements.remove(0);
+        let all = |name: &Option<String>| name.clone().unwrap_or_else(|| "all".to_owned());
+        let inner = |it: &Statement| format!("{}: {}", it.text, effects(&it.text));
+        let seen = match &statement.naming {
+            Naming::None => "nothing".to_owned(),
+            Naming::Prepare { name, prepared } => format!("prepare {name}: {}", inner(prepared)),
+            Naming::Declare { name, query, hold } => {
+                let hold = if *hold { " hold" } else { "" };
+                format!("declare {name}{hold}: {}", inner(query))
+            }
+            Naming::Execute(name) => format!("execute {name}"),
+            Naming::Fetch(name) => format!("fetch {name}"),
+            Naming::Deallocate(name) => format!("deallocate {}", all(name)),
+            Naming::Close(name) => format!("close {}", all(name)),
+            Naming::DiscardAll => "discard".to_owned(),
+            Naming::Anything => "anything".to_owned(),
+        };
+        assert_eq!(seen, expected, "{text}");
+    }
+}

@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::frontend::Object;
 use super::startup::{MAJOR, Negotiation};
 
 /// Appends one message; `body` writes what follows the length.
@@ -183,11 +184,19 @@ pub fn parse(out: &mut BytesMut, name: &[u8], text: &str) {
     });
 }
 
-pub fn describe_portal(out: &mut BytesMut, portal: &[u8]) {
+pub fn describe(out: &mut BytesMut, object: Object<'_>) {
+    let (kind, name) = match object {
+        Object::Statement(name) => (b'S', name),
+        Object::Portal(name) => (b'P', name),
+    };
     message(out, b'D', |out| {
-        out.put_u8(b'P');
-        cstr(out, portal);
+        out.put_u8(kind);
+        cstr(out, name);
     });
+}
+
+pub fn sync(out: &mut BytesMut) {
+    message(out, b'S', |_| {});
 }
 
 pub fn execute(out: &mut BytesMut, portal: &[u8]) {
@@ -199,10 +208,6 @@ pub fn execute(out: &mut BytesMut, portal: &[u8]) {
 
 pub fn flush(out: &mut BytesMut) {
     message(out, b'H', |_| {});
-}
-
-pub fn sync(out: &mut BytesMut) {
-    message(out, b'S', |_| {});
 }
 
 /// A FunctionCall of function 0, which no server has.

@@ -4,26 +4,34 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use tokio::sync::oneshot;
 
+use super::meaning::Meaning;
 use crate::config::Target;
 use crate::policy::masking::MaskRule;
 use crate::session::watch;
 use crate::sql::strings::{self, Strings};
-use crate::sql::{self, Facts, Table};
+use crate::sql::{self, Naming, Statement, Table};
 
 /// What the parsers made of a text, and what evidence shows of it.
 #[derive(Debug)]
 pub struct Analysed {
-    pub(super) facts: Facts,
+    /// One per statement.
+    pub(super) statements: Vec<Arc<Meaning>>,
     pub(super) evidence: String,
-    /// One text per statement.
-    pub(super) shown: Vec<String>,
 }
 
 impl Analysed {
+    #[cfg(test)]
+    pub(in crate::session) fn for_tests(text: &str) -> Self {
+        analyse(text, Strings::Standard, &[])
+    }
+
+    pub fn statements(&self) -> &[Arc<Meaning>] {
+        &self.statements
+    }
+
     /// Every relation the text names.
     pub fn tables(&self) -> impl Iterator<Item = &Table> {
-        let statements = self.facts.statements.iter();
-        statements.flat_map(|statement| statement.reads.iter().chain(&statement.writes))
+        self.statements.iter().flat_map(|it| it.tables())
     }
 }
 
@@ -111,27 +119,30 @@ fn work(jobs: &Mutex<mpsc::Receiver<Job>>) {
 fn analyse(text: &str, strings: Strings, masks: &[MaskRule]) -> Analysed {
     if !strings.are_clear_in(text) {
         let evidence = strings::evidence_of_unclear(text, masks);
+        let facts = strings::facts_of_unclear(text, masks);
+        let meaning = |statement| Arc::new(Meaning::new(statement, evidence.clone(), None));
         return Analysed {
-            facts: strings::facts_of_unclear(text, masks),
-            shown: vec![evidence.clone()],
+            statements: facts.statements.into_iter().map(meaning).collect(),
             evidence,
         };
     }
     let facts = sql::analyse(text, masks);
     let evidence = sql::evidence_text(text, &facts, masks);
-    let shown = facts
-        .statements
-        .iter()
-        .map(|statement| {
-            let alone = Facts {
-                statements: vec![statement.clone()],
-            };
-            sql::evidence_text(&statement.text, &alone, masks)
-        })
-        .collect();
+    let statements = facts.statements.into_iter();
     Analysed {
-        facts,
+        statements: statements.map(|it| meaning(it, masks)).collect(),
         evidence,
-        shown,
     }
+}
+
+/// One statement by itself, and the one that it prepares or declares.
+fn meaning(statement: Statement, masks: &[MaskRule]) -> Arc<Meaning> {
+    let makes = match &statement.naming {
+        Naming::Prepare { prepared, .. } => Some(prepared),
+        Naming::Declare { query, .. } => Some(query),
+        _ => None,
+    };
+    let makes = makes.map(|made| meaning(Statement::clone(made), masks));
+    let shown = sql::evidence_of(&statement, masks);
+    Arc::new(Meaning::new(statement, shown, makes))
 }

@@ -5,12 +5,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::analyst::Analysed;
-use super::copying::{self, Copying, Layout};
-use super::{Allowed, AllowedStatement, Analyst, Denied, ParameterTypes, Ruling};
+use super::copying::{self, Layout, Listed};
+use super::meaning::{Decided, Meaning, Runs};
+use super::{Allowed, AllowedStatement, Analyst, Denied, Ruling};
 use crate::config::Target;
 use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict, evaluate};
 use crate::sql::strings::Strings;
-use crate::sql::{self, Facts, MaskUse, Statement, Table};
+use crate::sql::{self, Facts, Statement, Table, Verb};
 
 /// What a target's schema makes of a statement's names. A text alone does not tell.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -86,77 +87,157 @@ impl Judge {
 
     /// May it run? Every statement in it must be allowed.
     pub fn rule(&self, text: &[u8], analysed: Analysed, derived: &Derived) -> Ruling {
-        let mut allowed = Vec::with_capacity(analysed.facts.statements.len());
+        self.rule_running(text, analysed, &[], derived)
+    }
+
+    /// The same for a text whose statements run others by name: `runs` has what each of them runs, the first
+    /// ones first.
+    pub fn rule_running(
+        &self,
+        text: &[u8],
+        analysed: Analysed,
+        runs: &[Runs],
+        derived: &Derived,
+    ) -> Ruling {
+        let nothing = Runs::default();
+        let mut allowed = Vec::with_capacity(analysed.statements.len());
         let mut lists = Vec::new();
-        for (statement, shown) in analysed.facts.statements.iter().zip(&analysed.shown) {
-            let decided = match self.statement(statement, derived, &[]) {
-                Verdict::Allow { rule, .. } => copying::copying(statement, derived)
-                    .map(|(copying, listed)| (rule, copying, listed)),
-                Verdict::Deny(denial) => Err(denial),
-            };
-            match decided {
-                Ok((rule, copying, listed)) => {
-                    allowed.push(line(statement, shown.clone(), rule, copying));
+        for (index, meaning) in analysed.statements.iter().enumerate() {
+            let runs = runs.get(index).unwrap_or(&nothing);
+            match self.one(meaning, runs, derived, &[]) {
+                Ok((line, listed)) => {
+                    allowed.push(line);
                     lists.extend(listed);
                 }
                 Err(denial) => {
                     return Ruling::Denied(Box::new(Denied {
                         denial,
-                        statement: shown.clone(),
+                        statement: meaning.shown.clone(),
                         evidence: analysed.evidence,
                     }));
                 }
             }
         }
-        let sensitive = analysed
-            .facts
-            .statements
-            .iter()
-            .any(|statement| statement.mask != MaskUse::None);
+        let sensitive = analysed.statements.iter().any(|it| it.sensitive());
+        let mut statements = analysed.statements.iter();
+        let unread = statements.any(|it| it.statement.unknown.is_some());
         let as_sent = analysed.evidence.as_bytes() == text;
         Ruling::Allowed(Arc::new(Allowed {
             statements: allowed,
             evidence: (!as_sent).then_some(analysed.evidence),
             upstream: with_lists(text, lists),
             sensitive,
-            types: ParameterTypes::default(),
-            facts: match self.policies.looks_at_parameters() {
-                true => analysed.facts.statements,
-                false => Vec::new(),
-            },
+            unread,
         }))
     }
 
-    /// May it run with these parameters? `None` stands for too many of them to be looked at.
+    /// May a statement run that was allowed when it was prepared? The answer is remembered: it is sought
+    /// anew when policies, schema, or what the statement runs by name have changed since.
     ///
-    /// # Errors
-    /// The denial.
-    pub fn rule_parameters(
+    /// `parameters`: those it runs with, for policies that go by them; `None` stands for too many of them to
+    /// be looked at. Such an answer is not remembered.
+    pub fn rule_again(
         &self,
-        allowed: &Allowed,
-        derived: &Derived,
+        meaning: &Meaning,
+        runs: &Runs,
+        derived: &Arc<Derived>,
         parameters: Option<&[String]>,
-    ) -> Result<(), Box<Denied>> {
-        let statements = allowed.statements();
-        let denied = |denial, index: usize| {
-            let shown = statements.get(index).map(|it| it.text.clone());
-            let shown = shown.unwrap_or_default();
-            Box::new(Denied {
-                denial,
+    ) -> Ruling {
+        if meaning.is_nothing() {
+            return Ruling::Allowed(Arc::new(Allowed::nothing()));
+        }
+        let Some(parameters) = parameters else {
+            return refused(undecided_parameters(), &meaning.shown);
+        };
+        let remembered = parameters.is_empty().then(|| meaning.decided()).flatten();
+        if let Some(before) = remembered
+            && before.policies.hash == self.policies.hash
+            && (Arc::ptr_eq(&before.derived, derived) || before.derived == *derived)
+            && before.runs.same(runs)
+        {
+            return Ruling::Allowed(before.allowed);
+        }
+        match self.one(meaning, runs, derived, parameters) {
+            Ok((line, _)) => {
+                let allowed = Arc::new(Allowed {
+                    statements: vec![line],
+                    evidence: None,
+                    upstream: None,
+                    sensitive: meaning.sensitive(),
+                    unread: meaning.statement.unknown.is_some(),
+                });
+                if parameters.is_empty() {
+                    meaning.decide(Decided {
+                        policies: Arc::clone(&self.policies),
+                        derived: Arc::clone(derived),
+                        runs: runs.clone(),
+                        allowed: Arc::clone(&allowed),
+                    });
+                }
+                Ruling::Allowed(allowed)
+            }
+            Err(denial) => refused(denial, &meaning.shown),
+        }
+    }
+
+    /// May a portal run of which nothing is known? `shown` is what evidence says of it.
+    pub fn rule_unknown(&self, shown: String, parameters: Option<&[String]>) -> Ruling {
+        let Some(parameters) = parameters else {
+            return refused(undecided_parameters(), &shown);
+        };
+        let statement = sql::code_made(&shown);
+        match self.evaluated(&statement, parameters) {
+            Verdict::Allow { rule, .. } => Ruling::Allowed(Arc::new(Allowed {
+                statements: vec![line(&statement, shown, rule)],
+                evidence: None,
+                upstream: None,
+                sensitive: true,
+                unread: false,
+            })),
+            Verdict::Deny(denial) => Ruling::Denied(Box::new(Denied {
+                denial: unknown_prepared(denial),
                 evidence: shown.clone(),
                 statement: shown,
-            })
-        };
-        let Some(parameters) = parameters.filter(|_| allowed.facts.len() == statements.len())
-        else {
-            return Err(denied(undecided_parameters(), 0));
-        };
-        for (index, statement) in allowed.facts.iter().enumerate() {
-            if let Verdict::Deny(denial) = self.statement(statement, derived, parameters) {
-                return Err(denied(denial, index));
-            }
+            })),
         }
-        Ok(())
+    }
+
+    /// One statement with all that it may run: every possibility must be allowed.
+    fn one(
+        &self,
+        meaning: &Meaning,
+        runs: &Runs,
+        derived: &Derived,
+        parameters: &[String],
+    ) -> Result<(AllowedStatement, Option<Listed>), Denial> {
+        let own = &meaning.statement;
+        if runs.is_nothing() {
+            let rule = allowed(self.statement(own, derived, parameters))?;
+            let (copying, listed) = meaning.copying(|| copying::copying(own, derived))?;
+            let mut line = line(own, meaning.shown.clone(), rule);
+            line.copying = copying;
+            return Ok((line, listed));
+        }
+        let mut rules = BTreeSet::new();
+        let mut together = own.clone();
+        for run in &runs.statements {
+            let both = own.running(&run.statement);
+            let rule = allowed(self.statement(&both, derived, parameters))
+                .map_err(|denial| while_running(denial, &run.shown))?;
+            rules.extend(rule.split(", ").map(str::to_owned));
+            together = together.running(&run.statement);
+        }
+        if runs.unknown {
+            together.unknown = Some(CODE_MADE.to_owned());
+            together.effects.entry(Verb::Unknown).or_default();
+            let rule = allowed(self.statement(&together, derived, parameters))
+                .map_err(unknown_prepared)?;
+            rules.extend(rule.split(", ").map(str::to_owned));
+        }
+        let rules: Vec<String> = rules.into_iter().collect();
+        let mut line = line(&together, meaning.shown.clone(), rules.join(", "));
+        line.runs = runs.shown();
+        Ok((line, None))
     }
 
     fn statement(
@@ -171,14 +252,17 @@ impl Judge {
         {
             return Verdict::Deny(denial);
         }
-        let statement = with_disguised(statement, &derived.disguised);
+        self.evaluated(&with_disguised(statement, &derived.disguised), parameters)
+    }
+
+    fn evaluated(&self, statement: &Statement, parameters: &[String]) -> Verdict {
         evaluate(
             &self.policies,
             &self.principal,
             &Operation::Sql {
                 target: &self.target.name,
                 database: &self.database,
-                statement: &statement,
+                statement,
                 parameters,
             },
         )
@@ -192,6 +276,46 @@ fn undecided_parameters() -> Denial {
         detail: "Rule sql:parameters: a policy decides by parameters, and these are too many or too long, or those of a statement prepared in SQL."
             .to_owned(),
         hint: "Send fewer and shorter parameters at once, and prepare statements through the driver.".to_owned(),
+    }
+}
+
+fn refused(denial: Denial, shown: &str) -> Ruling {
+    Ruling::Denied(Box::new(Denied {
+        denial,
+        statement: shown.to_owned(),
+        evidence: shown.to_owned(),
+    }))
+}
+
+/// The rule under which a name is refused of which nothing is known.
+pub(super) const UNKNOWN_PREPARED: &str = "sql:unknown-prepared";
+
+/// Why what a name stands for is not known.
+const CODE_MADE: &str = "what its name stands for was made by code";
+
+fn allowed(verdict: Verdict) -> Result<String, Denial> {
+    match verdict {
+        Verdict::Allow { rule, .. } => Ok(rule),
+        Verdict::Deny(denial) => Err(denial),
+    }
+}
+
+fn while_running(mut denial: Denial, text: &str) -> Denial {
+    denial.detail = format!("{} It runs: {text}", denial.detail);
+    denial
+}
+
+/// No policy permits what is unknown, and this is.
+fn unknown_prepared(denial: Denial) -> Denial {
+    if denial.rule != Verb::Unknown.action() {
+        return denial;
+    }
+    Denial {
+        rule: UNKNOWN_PREPARED.to_owned(),
+        message: "what this name stands for is not known, and may not be run".to_owned(),
+        detail: "Rule sql:unknown-prepared: no PREPARE, DECLARE, Parse or Bind of this session has made it; if it exists, code of the database has.".to_owned(),
+        hint: "Prepare the statement or declare the cursor in this session, outside of functions and code blocks."
+            .to_owned(),
     }
 }
 
@@ -217,7 +341,7 @@ fn uses_lacking(statement: &Statement, derived: &Derived) -> Option<Denial> {
     let used = statement
         .effects
         .iter()
-        .filter(|(verb, _)| **verb != sql::Verb::Ddl);
+        .filter(|(verb, _)| **verb != Verb::Ddl);
     let (table, column) = used.flat_map(|(_, tables)| tables).find_map(|used| {
         derived
             .lacking
@@ -300,12 +424,7 @@ fn with_lists(text: &[u8], lists: Vec<(usize, String)>) -> Option<String> {
     Some(text)
 }
 
-fn line(
-    statement: &Statement,
-    text: String,
-    rule: String,
-    copying: Option<Copying>,
-) -> AllowedStatement {
+fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
     let tables: BTreeSet<String> = statement
         .reads
         .iter()
@@ -321,7 +440,8 @@ fn line(
             .map(|verb| verb.action().to_owned())
             .collect(),
         tables: tables.into_iter().collect(),
-        copying,
+        copying: None,
+        runs: None,
     }
 }
 

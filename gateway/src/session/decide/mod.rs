@@ -4,23 +4,26 @@
 //! replaced by one that must fail in the server, so that the server's own error brings the transaction
 //! into the state a native refusal would (reference: "Denying one message" in the protocol notes).
 
-use std::sync::{Arc, OnceLock};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 
 use super::buffers::Gathered;
 use crate::policy::Denial;
-use crate::protocol::postgres::frontend::Frontend;
+use crate::protocol::postgres::frontend::{Frontend, Object};
 use crate::protocol::postgres::{Message, Piece, encode};
 use crate::sql::{self, Facts};
 
 mod analyst;
 mod copying;
 mod judge;
+mod meaning;
 
-pub use analyst::Analyst;
+pub use analyst::{Analysed, Analyst};
 pub use copying::{Copying, Layout};
 pub use judge::{Derived, Disguised, Judge};
+pub use meaning::{Meaning, Runs};
 
 /// The verb of replication commands. No policy decides it: the connection is what is decided.
 pub const REPLICATION: &str = "sql:replication";
@@ -114,6 +117,16 @@ impl Permit {
         permit
     }
 
+    /// In place of a simple query that runs what nobody may have made: if it does not exist, the server's
+    /// own error says so.
+    pub fn refused_by_name(shown: &BytesMut, object: Object<'_>) -> Self {
+        let mut permit = Self::shown_instead(shown);
+        permit.upstream.write(|out| encode::describe(out, object));
+        permit.and(Self::refused_extended(&BytesMut::new()));
+        permit.upstream.write(encode::sync);
+        permit
+    }
+
     /// In place of a function call.
     pub fn refused_call(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);
@@ -126,7 +139,7 @@ impl Permit {
         let mut permit = Self::default();
         permit
             .upstream
-            .write(|out| encode::describe_portal(out, portal));
+            .write(|out| encode::describe(out, Object::Portal(portal)));
         permit
     }
 
@@ -183,39 +196,25 @@ pub struct Allowed {
     /// The text to send, when it differs from what was sent to us.
     upstream: Option<String>,
     sensitive: bool,
-    types: ParameterTypes,
-    /// What a decision about its parameters needs.
-    facts: Vec<sql::Statement>,
-}
-
-/// The types of a prepared statement's parameters.
-#[derive(Debug, Clone, Default)]
-struct ParameterTypes {
-    /// As the agent gave them, some of them perhaps left to the server.
-    given: OnceLock<Arc<[u32]>>,
-    /// As the server told an agent that asked.
-    described: OnceLock<Arc<[u32]>>,
+    unread: bool,
 }
 
 impl Allowed {
-    /// A portal whose statement was prepared or declared in SQL, where it was decided.
-    pub fn prepared_in_sql(portal: &[u8]) -> Self {
+    /// The Execute of a portal that nothing can have made: the server refuses it.
+    pub fn no_such_portal(portal: &[u8]) -> Self {
         Self {
             statements: vec![AllowedStatement {
-                text: format!(
-                    "EXECUTE portal \"{}\"",
-                    sql::without_cards(&String::from_utf8_lossy(portal))
-                ),
-                rule: "sql:prepared".to_owned(),
-                verbs: vec!["sql:execute".to_owned()],
+                text: portal_shown(portal),
+                rule: "sql:no-such-portal".to_owned(),
+                verbs: vec![sql::Verb::Execute.action().to_owned()],
                 tables: Vec::new(),
                 copying: None,
+                runs: None,
             }],
             evidence: None,
             upstream: None,
             sensitive: true,
-            types: ParameterTypes::default(),
-            facts: Vec::new(),
+            unread: false,
         }
     }
 
@@ -230,12 +229,55 @@ impl Allowed {
                 verbs: vec![REPLICATION.to_owned()],
                 tables: Vec::new(),
                 copying: None,
+                runs: None,
             }],
             upstream: None,
             sensitive: false,
-            types: ParameterTypes::default(),
-            facts: Vec::new(),
+            unread: false,
         }
+    }
+
+    /// The Execute of an empty text.
+    pub fn nothing() -> Self {
+        Self {
+            statements: Vec::new(),
+            evidence: None,
+            upstream: None,
+            sensitive: false,
+            unread: false,
+        }
+    }
+
+    /// One of these runs, all of which are allowed: which one is not known.
+    pub fn one_of(alternatives: &[Arc<Allowed>]) -> Arc<Self> {
+        if let [only] = alternatives {
+            return Arc::clone(only);
+        }
+        let lines = || alternatives.iter().flat_map(|it| &it.statements);
+        let all = |of: fn(&AllowedStatement) -> &[String]| -> Vec<String> {
+            let set: BTreeSet<&String> = lines().flat_map(of).collect();
+            set.into_iter().cloned().collect()
+        };
+        let texts = |of: fn(&AllowedStatement) -> Option<&str>| {
+            let set: BTreeSet<&str> = lines().filter_map(of).collect();
+            set.into_iter().collect::<Vec<_>>().join(" or ")
+        };
+        let runs = texts(|line| line.runs.as_deref());
+        let line = AllowedStatement {
+            text: texts(|line| Some(&line.text)),
+            rule: texts(|line| Some(&line.rule)).replace(" or ", ", "),
+            verbs: all(|line| &line.verbs),
+            tables: all(|line| &line.tables),
+            copying: None,
+            runs: (!runs.is_empty()).then_some(runs),
+        };
+        Arc::new(Self {
+            statements: vec![line],
+            evidence: None,
+            upstream: None,
+            sensitive: alternatives.iter().any(|it| it.sensitive),
+            unread: alternatives.iter().any(|it| it.unread),
+        })
     }
 
     #[cfg(test)]
@@ -248,14 +290,14 @@ impl Allowed {
                     verbs: vec!["sql:select".to_owned()],
                     tables: Vec::new(),
                     copying: None,
+                    runs: None,
                 };
                 statements
             ],
             evidence: None,
             upstream: None,
             sensitive: false,
-            types: ParameterTypes::default(),
-            facts: Vec::new(),
+            unread: false,
         }
     }
 
@@ -271,6 +313,7 @@ impl Allowed {
     #[cfg(test)]
     pub(super) fn of_verb(verb: &str) -> Self {
         let mut allowed = Self::for_tests(1);
+        allowed.unread = verb == sql::Verb::Unknown.action();
         for statement in &mut allowed.statements {
             statement.verbs = vec![verb.to_owned()];
         }
@@ -283,11 +326,7 @@ impl Allowed {
 
     /// Whether a statement in it could not be read.
     pub fn is_unknown(&self) -> bool {
-        let mut verbs = self
-            .statements
-            .iter()
-            .flat_map(|statement| &statement.verbs);
-        verbs.any(|verb| verb == sql::Verb::Unknown.action())
+        self.unread
     }
 
     /// The text for recording and log, when it differs from what was sent.
@@ -298,24 +337,6 @@ impl Allowed {
     /// Whether it touches a table with masked columns: its parameters and its errors are withheld.
     pub fn sensitive(&self) -> bool {
         self.sensitive
-    }
-
-    /// The agent prepares it with these parameter types.
-    pub fn give_parameter_types(&self, types: Vec<u32>) {
-        // A text is prepared once.
-        let _ = self.types.given.set(types.into());
-    }
-
-    /// The server says that these are its parameters' types. It never says anything else.
-    pub fn describe_parameter_types(&self, types: Vec<u32>) {
-        let _ = self.types.described.set(types.into());
-    }
-
-    /// As far as they are known; 0 is a type that is not.
-    pub fn parameter_types(&self) -> Arc<[u32]> {
-        let ParameterTypes { given, described } = &self.types;
-        let known = described.get().or_else(|| given.get());
-        known.map_or_else(Arc::default, Arc::clone)
     }
 }
 
@@ -328,6 +349,14 @@ pub struct AllowedStatement {
     pub tables: Vec<String>,
     /// Present for a COPY with the client.
     pub copying: Option<Copying>,
+    /// What it runs that it only names, as evidence shows that.
+    pub runs: Option<String>,
+}
+
+/// What evidence shows of a portal of which it knows nothing else.
+pub fn portal_shown(portal: &[u8]) -> String {
+    let name = String::from_utf8_lossy(portal);
+    format!("EXECUTE portal \"{}\"", sql::without_cards(&name))
 }
 
 /// A text that may not run, because of one of its statements.
@@ -338,6 +367,13 @@ pub struct Denied {
     pub statement: String,
     /// The whole text as evidence shows it.
     pub evidence: String,
+}
+
+impl Denied {
+    /// Whether all that is against it is a name of which nothing is known.
+    pub fn is_of_unknown_name(&self) -> bool {
+        self.denial.rule == judge::UNKNOWN_PREPARED
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -113,10 +113,6 @@ impl Bound {
         }
     }
 
-    pub fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
     pub fn bindings(&self) -> Bindings<'_> {
         Bindings {
             count: self.count,
@@ -307,7 +303,7 @@ mod tests {
         let mut bytes = BytesMut::from(&b"B"[..]);
         bytes.put_u32(u32::try_from(body.len() + 4).expect("short"));
         bytes.put_slice(&body);
-        decode(&mut bytes, Sender::Frontend, 1 << 20)
+        decode(&mut bytes, Sender::Frontend, 64 << 20)
             .expect("in order")
             .expect("whole")
     }

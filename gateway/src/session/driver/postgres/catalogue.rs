@@ -26,7 +26,7 @@ const FRESH: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 pub struct Catalogue {
     columns: HashMap<(u32, i16), MaskedColumn>,
-    derived: Derived,
+    derived: Arc<Derived>,
     tables: BTreeSet<String>,
     derived_oids: HashSet<u32>,
     /// Names of all relations there were when this was asked, in whatever schema.
@@ -92,7 +92,7 @@ impl Catalogue {
         self.masks && table > self.newest
     }
 
-    pub fn derived(&self) -> &Derived {
+    pub fn derived(&self) -> &Arc<Derived> {
         &self.derived
     }
 
@@ -396,6 +396,7 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
             .collect(),
         ..Catalogue::default()
     };
+    let mut derived = Derived::default();
     let mut copied: BTreeMap<Table, BTreeMap<i16, String>> = BTreeMap::new();
     let mut shared = HashSet::new();
     for row in rows {
@@ -436,23 +437,23 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
                 columns.insert(attribute, column.to_owned());
             }
             ["d", schema, name, oid, _] => {
-                catalogue.derived.relations.insert(table(schema, name));
+                derived.relations.insert(table(schema, name));
                 let oid = oid.parse().map_err(|_| unreadable())?;
                 catalogue.derived_oids.insert(oid);
             }
             ["m", schema, name, column, _] => {
-                let lacking = &mut catalogue.derived.lacking;
+                let lacking = &mut derived.lacking;
                 lacking.insert(table(schema, name), column.to_owned());
             }
             ["n", schema, name, column, _] => {
-                let columns = &mut catalogue.derived.columns;
+                let columns = &mut derived.columns;
                 columns
                     .entry(table(schema, name))
                     .or_default()
                     .insert(column.to_owned());
             }
             [kind @ ("o" | "t" | "a"), name, schema, function, _] => {
-                let disguised = &mut catalogue.derived.disguised;
+                let disguised = &mut derived.disguised;
                 let calls = match kind {
                     "o" => &mut disguised.operators,
                     "t" => &mut disguised.types,
@@ -477,8 +478,9 @@ fn read(rows: &[Vec<Option<String>>], masks: &[MaskRule]) -> Result<Catalogue, C
             // The system's own schemas come first in every search_path.
             alone: !shared.contains(table.name.as_str()) && !table.name.starts_with("pg_"),
         };
-        catalogue.derived.layouts.insert(table, layout);
+        derived.layouts.insert(table, layout);
     }
+    catalogue.derived = Arc::new(derived);
     Ok(catalogue)
 }
 

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::Conversation;
-use super::pending::{Operation, Pending, Removed, Results};
+use super::names::{At, End};
+use super::pending::{Operation, Pending, Results};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
@@ -36,9 +37,9 @@ impl Conversation {
             b'Z' => {
                 let status = backend::transaction_status(message)?;
                 self.ready(message, done)?;
-                // Portals end with their transaction.
-                if status == b'I' && self.pending.is_empty() {
-                    self.portals.clear();
+                // Portals end with their transaction, but for cursors WITH HOLD.
+                if status == b'I' {
+                    self.portals.retain(|portal| portal.hold);
                 }
                 delivery.unchanged(message);
             }
@@ -120,7 +121,8 @@ impl Conversation {
         if message.tag() != expected {
             return Err(out_of_step(message));
         }
-        self.pending.pop_front();
+        let done = self.pending.pop_front();
+        self.settle(done.as_ref().and_then(Pending::message), End::Done);
         delivery.unchanged(message);
         Ok(())
     }
@@ -140,6 +142,7 @@ impl Conversation {
                 delivery.unchanged(message);
                 Ok(())
             }
+            Some(Pending::OwnQuestion { .. }) => Ok(()),
             _ => Err(out_of_step(message)),
         }
     }
@@ -159,6 +162,7 @@ impl Conversation {
                 let plan = self.plan_of(message)?;
                 self.columns_known(plan);
             }
+            Some(Pending::OwnQuestion { .. }) => drop(self.pending.pop_front()),
             Some(Pending::Query { .. }) => {
                 self.plan = self.plan_of(message)?;
                 delivery.unchanged(message);
@@ -175,6 +179,7 @@ impl Conversation {
                 delivery.unchanged(message);
             }
             Some(Pending::OwnDescribe { .. }) => self.columns_known(Arc::default()),
+            Some(Pending::OwnQuestion { .. }) => drop(self.pending.pop_front()),
             _ => return Err(out_of_step(message)),
         }
         Ok(())
@@ -182,10 +187,12 @@ impl Conversation {
 
     fn columns_known(&mut self, plan: Arc<Plan>) {
         self.plan = plan;
-        let Some(Pending::OwnDescribe { rows }) = self.pending.pop_front() else {
+        let Some(Pending::OwnDescribe { portal }) = self.pending.pop_front() else {
             return;
         };
-        if let Some(plan) = rows.get() {
+        // All that went before is answered, so this is the portal that will run.
+        let known = self.portals.settled(&portal).iter();
+        if let Some(plan) = known.filter_map(|it| it.rows.get()).next() {
             self.plan = Arc::clone(plan);
         }
     }
@@ -250,6 +257,8 @@ impl Conversation {
         match self.pending.front_mut() {
             // A text without statements has no operation, and is answered by `I`.
             Some(Pending::Query {
+                message: number,
+                ended,
                 operations,
                 results,
                 ..
@@ -259,17 +268,31 @@ impl Conversation {
                 _ => {
                     if let Some(operation) = operations.pop_front() {
                         done.push(operation.done(outcome, None, tag));
+                        let upto = At {
+                            message: *number,
+                            part: *ended,
+                        };
+                        *ended += 1;
+                        self.statements.settle(upto, End::Done);
+                        self.portals.settle(upto, End::Done);
                     }
                 }
             },
             Some(Pending::Execute {
-                operation, rows, ..
+                message: number,
+                operation,
+                portal,
+                ..
             }) => {
+                let number = *number;
                 if outcome == StatementOutcome::Suspended {
-                    rows.get_or_init(|| Arc::clone(&self.plan));
+                    for it in self.portals.settled(portal) {
+                        it.rows.get_or_init(|| Arc::clone(&self.plan));
+                    }
                 }
                 done.extend(operation.take().map(|it| it.done(outcome, None, tag)));
                 self.pending.pop_front();
+                self.settle(Some(number), End::Done);
             }
             _ => return Err(out_of_step(message)),
         }
@@ -314,6 +337,11 @@ impl Conversation {
         let fatal = [b"FATAL", b"PANIC"].iter().any(|severity| {
             fields.contains(&(b'V', &severity[..])) || fields.contains(&(b'S', &severity[..]))
         });
+        let failed = self.pending.front().and_then(Pending::message);
+        self.settle(failed, End::Failed);
+        if let Some(Pending::Parse { unnamed: true, .. }) = self.pending.front() {
+            self.statements.forget(b"");
+        }
         match self.pending.front_mut() {
             Some(Pending::Denied {
                 denial,
@@ -335,6 +363,14 @@ impl Conversation {
             Some(Pending::Execute { operation, .. }) => {
                 done.extend(operation.take().map(|it| it.failed(sqlstate)));
                 self.skip_to_sync();
+            }
+            Some(Pending::OwnQuestion {
+                cursor: Some(cursor),
+            }) if sqlstate == "34000" => {
+                let text = format!("cursor \"{cursor}\" does not exist");
+                self.skip_to_sync();
+                delivery.own(|out| encode::error_response(out, &no_such_cursor(&text)));
+                return Ok(());
             }
             // The end of a transaction failed; ReadyForQuery follows at once.
             Some(Pending::Sync) | None => {}
@@ -364,10 +400,10 @@ impl Conversation {
         let sensitive = match self.pending.front() {
             Some(
                 Pending::Query { sensitive, .. }
+                | Pending::Parse { sensitive, .. }
                 | Pending::Bind { sensitive, .. }
                 | Pending::Execute { sensitive, .. },
             ) => *sensitive,
-            Some(Pending::Parse { allowed, .. }) => allowed.sensitive(),
             _ => true,
         };
         let of_masked_table = backend::error_fields(message)?
@@ -387,11 +423,19 @@ impl Conversation {
                 .ok_or_else(|| out_of_step(message))?;
             let over: Vec<Pending> = self.pending.drain(..=sync).collect();
             self.syncs -= 1;
-            self.undo(over, done);
+            let last = over.iter().rev().find_map(Pending::message);
+            self.settle(last, End::Skipped);
+            skipped(over, done);
             return Ok(());
         }
         match self.pending.pop_front() {
-            Some(Pending::Query { operations, .. }) => {
+            Some(Pending::Query {
+                message: number,
+                operations,
+                ..
+            }) => {
+                // After an error nothing is left of its changes.
+                self.settle(Some(number), End::Done);
                 done.extend(operations.into_iter().map(Operation::over));
                 Ok(())
             }
@@ -407,81 +451,21 @@ impl Conversation {
         }
     }
 
-    /// Takes back what the failed message and the skipped ones behind it would have changed.
-    fn undo(&mut self, over: Vec<Pending>, done: &mut Vec<Outcome>) {
-        let mut skipped = Vec::new();
-        for pending in over.into_iter().rev() {
-            match pending {
-                Pending::Execute {
-                    operation: Some(operation),
-                    ..
-                } => skipped.push(operation.done(StatementOutcome::Skipped, None, None)),
-                Pending::Query { operations, .. } => skipped.extend(
-                    operations
-                        .into_iter()
-                        .rev()
-                        .map(|it| it.done(StatementOutcome::Skipped, None, None)),
-                ),
-                undone => self.restore(undone),
-            }
+    fn settle(&mut self, message: Option<u64>, end: End) {
+        if let Some(message) = message {
+            self.statements.settle(At::end_of(message), end);
+            self.portals.settle(At::end_of(message), end);
         }
-        done.extend(skipped.into_iter().rev());
     }
 }
 
-impl Conversation {
-    /// Takes back what one message that did not run did to the names. What was known of a name is not
-    /// restored when statements since then may have given it another meaning.
-    fn restore(&mut self, undone: Pending) {
-        let current = self.naming;
-        match undone {
-            Pending::Parse {
-                name,
-                allowed,
-                replaced,
-                naming,
-            } => {
-                let known = self.statements.get(&name);
-                if known.is_some_and(|known| Arc::ptr_eq(known, &allowed)) {
-                    match replaced.filter(|_| naming == current) {
-                        Some(replaced) => self.statements.insert(name, replaced),
-                        None => self.statements.remove(&name),
-                    };
-                }
-            }
-            Pending::Bind {
-                portal,
-                rows,
-                replaced,
-                naming,
-                ..
-            } => {
-                let known = self.portals.get(&portal);
-                if known.is_some_and(|known| Arc::ptr_eq(&known.rows, &rows)) {
-                    match replaced {
-                        Some(replaced) => {
-                            self.portals
-                                .insert(portal, replaced.known_since(naming == current));
-                        }
-                        None => drop(self.portals.remove(&portal)),
-                    }
-                }
-            }
-            Pending::Close {
-                name,
-                removed: Some(Removed::Statement(removed)),
-                naming,
-            } if naming == current => {
-                self.statements.entry(name).or_insert(removed);
-            }
-            Pending::Close {
-                name,
-                removed: Some(Removed::Portal(removed)),
-                naming,
-            } => {
-                let removed = removed.known_since(naming == current);
-                self.portals.entry(name).or_insert(removed);
-            }
+/// The statements among what the server has skipped.
+fn skipped(over: Vec<Pending>, done: &mut Vec<Outcome>) {
+    let skip = |it: Operation| it.done(StatementOutcome::Skipped, None, None);
+    for pending in over {
+        match pending {
+            Pending::Execute { operation, .. } => done.extend(operation.map(skip)),
+            Pending::Query { operations, .. } => done.extend(operations.into_iter().map(skip)),
             _ => {}
         }
     }
@@ -501,6 +485,17 @@ fn refusal(denial: &Denial) -> ErrorText<'_> {
 /// Of a message of this length.
 fn payload(length: usize) -> u64 {
     u64::try_from(length.saturating_sub(HEADER)).unwrap_or(u64::MAX)
+}
+
+/// What SQL says of a cursor that is not there; the protocol speaks of portals.
+fn no_such_cursor(message: &str) -> ErrorText<'_> {
+    ErrorText {
+        severity: Severity::Error,
+        sqlstate: "34000",
+        message,
+        detail: None,
+        hint: None,
+    }
 }
 
 fn out_of_step(message: &Message) -> ProtocolError {

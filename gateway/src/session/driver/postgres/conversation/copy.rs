@@ -28,6 +28,13 @@ pub(super) struct Copies {
     masked: Option<Copied>,
 }
 
+impl Copies {
+    /// Whether data may be on its way to the server.
+    pub(super) fn under_way(&self) -> bool {
+        self.reading || self.kept || self.both
+    }
+}
+
 /// Whether a statement asks for data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AsksForData {
@@ -39,7 +46,11 @@ pub(super) enum AsksForData {
 
 impl AsksForData {
     pub(super) fn of(statement: &AllowedStatement) -> Self {
-        let unread = [Verb::Unknown.action(), Verb::Execute.action()];
+        let unread = [
+            Verb::Unknown.action(),
+            Verb::Execute.action(),
+            Verb::CopyFrom.action(),
+        ];
         match &statement.copying {
             Some(Copying::In(_)) => AsksForData::Once,
             Some(Copying::Out(_)) => AsksForData::No,
@@ -106,6 +117,7 @@ impl Conversation {
 
     fn send_sync(&mut self) {
         self.syncs += 1;
+        self.segment += 1;
         self.pending.push_back(Pending::Sync);
     }
 

@@ -7,19 +7,24 @@
 //!
 //! Pure: messages in, [`Delivery`] and [`Outcome`]s out.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use self::copy::Copies;
+use self::names::{Names, Possible};
 use self::pending::{Name, Pending};
 use super::bound::{Bound, Held};
 use super::catalogue::Catalogue;
-use crate::session::decide::Allowed;
+use crate::session::decide::{Meaning, Runs};
 use crate::session::mask::Plan;
+use crate::sql::naming::LONGEST_NAME;
 use crate::sql::strings::Strings;
 
 mod answers;
 mod copy;
+mod follow;
+mod names;
 mod pending;
 mod requests;
 #[cfg(test)]
@@ -35,35 +40,59 @@ const MAX_IN_FLIGHT: usize = 16 << 10;
 /// gateway's memory per session is bounded.
 const MAX_NAMED: usize = 16 << 10;
 
-#[derive(Debug, Clone)]
+/// Bytes of statements' texts that one session may keep prepared.
+const MAX_HELD: usize = 64 << 20;
+
+/// A portal: made by a Bind, or by DECLARE in SQL.
+#[derive(Debug)]
 struct Portal {
-    /// `None`: the statement was prepared in SQL, or its Parse failed.
-    allowed: Option<Arc<Allowed>>,
-    bound: Arc<Bound>,
-    rows: Rows,
+    meanings: Possible<Arc<Meaning>>,
+    /// What its statement ran by name when it was first executed: the rows held back since are of that.
+    ran: OnceLock<Runs>,
+    bound: Option<Arc<Bound>>,
+    /// It may outlive its transaction.
+    hold: bool,
+    /// How the rows that it holds back are masked: as its first ones were. A portal that runs FETCH or
+    /// EXECUTE keeps the rows of the cursor or statement it ran first, while its description is that of
+    /// whatever bears that name now.
+    rows: OnceLock<Arc<Plan>>,
 }
 
 impl Portal {
-    /// The portal, its statement forgotten unless its name has meant the same all along.
-    fn known_since(mut self, same: bool) -> Self {
-        if !same {
-            self.allowed = None;
+    fn declared(query: &Arc<Meaning>, hold: bool) -> Self {
+        Self {
+            meanings: Possible {
+                known: vec![Arc::clone(query)],
+                unknown: false,
+            },
+            ran: OnceLock::new(),
+            bound: None,
+            hold,
+            rows: OnceLock::new(),
         }
-        self
     }
 }
-
-/// How the rows that a portal holds back are masked: as its first ones were. A portal that runs FETCH or
-/// EXECUTE keeps the rows of the cursor or statement it ran first, while its description is that of
-/// whatever bears that name now.
-type Rows = Arc<OnceLock<Arc<Plan>>>;
 
 /// What is to be executed through a portal.
 #[derive(Debug)]
 pub struct Execution {
-    pub allowed: Arc<Allowed>,
+    portal: Name,
+    portals: Vec<Arc<Portal>>,
+    /// What may run, with what each of these runs by name. Nearly always one.
+    pub alternatives: Vec<(Arc<Meaning>, Runs)>,
+    /// It may also be a statement that code made, of which nothing is known.
+    pub unknown: bool,
+    /// Absent where SQL has made the portal.
     pub bound: Option<Arc<Bound>>,
-    rows: Rows,
+    /// It may be one of several portals, each with parameters of its own.
+    pub uncertain: bool,
+}
+
+impl Execution {
+    /// As the agent named it.
+    pub fn portal(&self) -> &[u8] {
+        &self.portal
+    }
 }
 
 #[derive(Debug)]
@@ -74,17 +103,23 @@ pub struct Conversation {
     copies: Copies,
     /// Syncs in flight.
     syncs: usize,
-    /// Counts the statements that can give known names another meaning.
-    naming: u64,
-    statements: HashMap<Name, Arc<Allowed>>,
-    portals: HashMap<Name, Portal>,
+    /// Counts the messages that are answered.
+    message: u64,
+    /// Counts the Syncs that were sent.
+    segment: u64,
+    /// Prepared statements: by Parse and by PREPARE, which share their names.
+    statements: Names<Arc<Meaning>>,
+    /// Portals and cursors, likewise.
+    portals: Names<Arc<Portal>>,
+    /// Bytes of text that are kept under names.
+    held: Arc<AtomicUsize>,
     /// The columns of the rows that come next.
     plan: Arc<Plan>,
     catalogue: Arc<Catalogue>,
     next_stmt: u64,
     strings: Strings,
     /// Parameters of the open portals.
-    held: Held,
+    parameters_held: Held,
 }
 
 impl Conversation {
@@ -94,14 +129,16 @@ impl Conversation {
             failed: false,
             copies: Copies::default(),
             syncs: 0,
-            naming: 0,
-            statements: HashMap::new(),
-            portals: HashMap::new(),
+            message: 1,
+            segment: 0,
+            statements: Names::new(),
+            portals: Names::new(),
+            held: Arc::default(),
             plan: Arc::default(),
             catalogue,
             next_stmt: 1,
             strings: Strings::Standard,
-            held: Held::default(),
+            parameters_held: Held::default(),
         }
     }
 
@@ -135,6 +172,11 @@ impl Conversation {
         self.is_skipping() || self.pending.is_empty()
     }
 
+    /// Whether nothing is under way, so that a Sync of the gateway's own ends nothing of the agent's.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && !self.failed && !self.copies.under_way()
+    }
+
     #[cfg(test)]
     fn in_flight(&self) -> usize {
         self.pending.len()
@@ -148,6 +190,14 @@ impl Conversation {
 
     /// Whether the session holds more names open than it may.
     pub fn is_overfull(&self) -> bool {
-        self.statements.len() > MAX_NAMED || self.portals.len() > MAX_NAMED
+        self.statements.len() > MAX_NAMED
+            || self.portals.len() > MAX_NAMED
+            || self.held.load(Ordering::Relaxed) > MAX_HELD
     }
+}
+
+/// The server tells names apart by this many bytes (`NAMEDATALEN` less the NUL): what is longer is the
+/// same statement or portal to it, and must be to us, or evidence would name another than the one that ran.
+fn known_as(name: &[u8]) -> Name {
+    name.get(..LONGEST_NAME).unwrap_or(name).to_vec()
 }

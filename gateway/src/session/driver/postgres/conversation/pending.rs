@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::copy::{AsksForData, replicates};
-use super::{Portal, Rows};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::backend;
 use crate::protocol::postgres::copy::Blanker;
-use crate::session::decide::{Allowed, AllowedStatement, Copying};
+use crate::session::decide::{AllowedStatement, Copying, Meaning};
 use crate::session::record::Outcome;
 
 pub(super) type Name = Vec<u8>;
@@ -20,40 +19,44 @@ pub(super) type Name = Vec<u8>;
 pub(super) enum Pending {
     /// A simple query: one operation per statement, the front one is running. A function call, too.
     Query {
+        message: u64,
+        /// How many statements have ended.
+        ended: usize,
         operations: VecDeque<Operation>,
         results: Results,
         sensitive: bool,
     },
     Parse {
-        name: Name,
-        allowed: Arc<Allowed>,
-        replaced: Option<Arc<Allowed>>,
-        naming: u64,
+        message: u64,
+        /// The unnamed statement is gone when this runs, whether it succeeds or not.
+        unnamed: bool,
+        sensitive: bool,
     },
     Bind {
+        message: u64,
         sensitive: bool,
-        portal: Name,
-        rows: Rows,
-        replaced: Option<Portal>,
-        naming: u64,
     },
     Describe {
-        /// The statement that is asked about, if its name is known.
-        statement: Option<Arc<Allowed>>,
+        /// The statement that is asked about, if it is known which.
+        statement: Option<Arc<Meaning>>,
     },
-    /// The gateway's own Describe.
+    /// The gateway's own Describe of a portal.
     OwnDescribe {
-        rows: Rows,
+        portal: Name,
+    },
+    /// The gateway asks whether something of this name exists, before it is refused. The answer is the
+    /// gateway's own; an error is the agent's: as SQL says it, where that asked for a cursor.
+    OwnQuestion {
+        cursor: Option<String>,
     },
     Execute {
+        message: u64,
+        portal: Name,
         operation: Option<Operation>,
         sensitive: bool,
-        rows: Rows,
     },
     Close {
-        name: Name,
-        removed: Option<Removed>,
-        naming: u64,
+        message: u64,
     },
     Sync,
     /// A message that was replaced by one the server must refuse.
@@ -103,11 +106,22 @@ pub(super) enum Results {
     Value,
 }
 
-/// What a Close took away.
-#[derive(Debug)]
-pub(super) enum Removed {
-    Statement(Arc<Allowed>),
-    Portal(Portal),
+impl Pending {
+    /// The number under which its changes to names are noted.
+    pub(super) fn message(&self) -> Option<u64> {
+        match self {
+            Self::Query { message, .. }
+            | Self::Parse { message, .. }
+            | Self::Bind { message, .. }
+            | Self::Execute { message, .. }
+            | Self::Close { message } => Some(*message),
+            Self::Describe { .. }
+            | Self::OwnDescribe { .. }
+            | Self::OwnQuestion { .. }
+            | Self::Sync
+            | Self::Denied { .. } => None,
+        }
+    }
 }
 
 /// A statement that is running upstream.

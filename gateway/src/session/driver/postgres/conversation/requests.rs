@@ -1,24 +1,16 @@
 //! The agent's side: what is sent, in the order it is sent.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use super::pending::{Name, Operation, Pending, Removed, Results};
-use super::{Conversation, Execution, Portal, Rows};
+use super::names::{Change, MOST_POSSIBILITIES, Possible};
+use super::pending::{Operation, Pending, Results};
+use super::{Conversation, Execution, Portal, known_as};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::frontend::Object;
-use crate::session::decide::Allowed;
+use crate::session::decide::{Allowed, Meaning, Runs};
 use crate::session::driver::postgres::bound::{Bound, Keeping};
 use crate::session::record::Outcome;
-
-/// The server tells names apart by this many bytes (`NAMEDATALEN` less the NUL): what is longer is the
-/// same statement or portal to it, and must be to us, or evidence would name another than the one that ran.
-const NAME: usize = 63;
-
-/// Statements that may give a prepared statement's name to another without a message of the protocol.
-const RENAMES_STATEMENTS: [&str; 2] = ["sql:prepare", "sql:do"];
-/// The same for portals.
-const RENAMES_PORTALS: [&str; 2] = ["sql:declare", "sql:do"];
 
 impl Conversation {
     /// A simple query that may run; returns the number of its first statement, and the outcomes of its
@@ -44,8 +36,9 @@ impl Conversation {
             .iter()
             .map(|statement| Operation::of(statement, self.number()))
             .collect();
-        self.names_move(allowed);
         let skipped = self.queue(Pending::Query {
+            message: self.message,
+            ended: 0,
             operations,
             results,
             sensitive: allowed.sensitive(),
@@ -62,27 +55,51 @@ impl Conversation {
         self.number()
     }
 
-    pub fn parse(&mut self, name: &[u8], allowed: Arc<Allowed>) {
-        if self.is_skipping() {
-            return;
+    /// The gateway asks for a portal that it then refuses to execute.
+    pub fn own_question(&mut self) {
+        self.queue(Pending::OwnQuestion { cursor: None });
+    }
+
+    /// A simple query that was replaced by a question and a refusal; returns the number its statement would
+    /// have had.
+    pub fn denied_by_name(&mut self, denial: Denial, cursor: Option<String>) -> u64 {
+        self.queue(Pending::OwnQuestion { cursor });
+        let number = self.denied(denial, false);
+        self.syncs += 1;
+        self.segment += 1;
+        self.queue(Pending::Sync);
+        number
+    }
+
+    pub fn parse(&mut self, name: &[u8], statements: &[Arc<Meaning>], sensitive: bool) {
+        let meaning = match statements {
+            [] => Some(Arc::new(Meaning::nothing())),
+            [only] => Some(Arc::clone(only)),
+            // The server refuses that.
+            _ => None,
+        };
+        if let Some(meaning) = meaning {
+            meaning.hold(&self.held);
+            let change = Change::Set(known_as(name), meaning);
+            self.statements.change(self.sent(0, true), change);
         }
-        let name = known_as(name);
-        let replaced = self.statements.insert(name.clone(), Arc::clone(&allowed));
         self.queue(Pending::Parse {
-            name,
-            allowed,
-            replaced,
-            naming: self.naming,
+            message: self.message,
+            unnamed: name.is_empty(),
+            sensitive,
         });
     }
 
     /// How the parameters bound to a statement are to be kept.
     pub fn keeping(&self, statement: &[u8]) -> Keeping {
-        let allowed = self.statements.get(&known_as(statement));
+        let meanings = self
+            .statements
+            .lookup(&known_as(statement), &self.sent(0, true));
+        let types = meanings.only().map(|only| only.parameter_types());
         Keeping {
-            types: allowed.map_or_else(Arc::default, |it| it.parameter_types()),
-            withheld: self.sensitive(allowed.map(Arc::as_ref)),
-            held: self.held.clone(),
+            types: types.unwrap_or_default(),
+            withheld: self.is_sensitive(&meanings),
+            held: self.parameters_held.clone(),
         }
     }
 
@@ -91,38 +108,43 @@ impl Conversation {
         Keeping {
             types,
             withheld: false,
-            held: self.held.clone(),
+            held: self.parameters_held.clone(),
         }
     }
 
+    /// An unknown statement counts as sensitive wherever anything is masked.
+    fn is_sensitive(&self, meanings: &Possible<Arc<Meaning>>) -> bool {
+        let open = !meanings.unknown && meanings.known.iter().all(|it| !it.sensitive());
+        self.catalogue.masks_anything() && !open
+    }
+
     pub fn bind(&mut self, portal: &[u8], statement: &[u8], bound: Bound) {
-        if self.is_skipping() {
-            return;
-        }
-        let allowed = self.statements.get(&known_as(statement)).cloned();
-        let sensitive = self.sensitive(allowed.as_deref());
-        let name = known_as(portal);
-        let rows = Rows::default();
-        let replaced = self.portals.insert(
-            name.clone(),
-            Portal {
-                allowed,
-                bound: Arc::new(bound),
-                rows: Arc::clone(&rows),
-            },
-        );
+        let sent = self.sent(0, true);
+        let meanings = self.statements.lookup(&known_as(statement), &sent);
+        let sensitive = self.is_sensitive(&meanings);
+        let portal = known_as(portal);
+        let made = Portal {
+            meanings,
+            ran: OnceLock::new(),
+            bound: Some(Arc::new(bound)),
+            hold: false,
+            rows: OnceLock::new(),
+        };
+        self.portals
+            .change(sent, Change::Set(portal, Arc::new(made)));
         self.queue(Pending::Bind {
+            message: self.message,
             sensitive,
-            portal: name,
-            rows,
-            replaced,
-            naming: self.naming,
         });
     }
 
     pub fn describe(&mut self, object: Object<'_>) {
         let statement = match object {
-            Object::Statement(name) => self.statements.get(&known_as(name)).cloned(),
+            Object::Statement(name) => self
+                .statements
+                .lookup(&known_as(name), &self.sent(0, true))
+                .only()
+                .cloned(),
             Object::Portal(_) => None,
         };
         self.queue(Pending::Describe { statement });
@@ -132,61 +154,80 @@ impl Conversation {
     /// the first row.
     pub fn own_describe(&mut self, execution: &Execution) {
         self.queue(Pending::OwnDescribe {
-            rows: Arc::clone(&execution.rows),
+            portal: execution.portal.clone(),
         });
     }
 
     /// What an Execute of this portal would run.
     pub fn execution(&self, portal: &[u8]) -> Execution {
-        let known = self.portals.get(&known_as(portal));
-        let allowed = known
-            .and_then(|portal| portal.allowed.clone())
-            // Several statements in one Parse: the server refuses that.
-            .filter(|allowed| allowed.statements().len() <= 1);
+        let portal = known_as(portal);
+        let now = self.sent(0, true);
+        let Possible { known, mut unknown } = self.portals.lookup(&portal, &now);
+        let mut alternatives: Vec<(Arc<Meaning>, Runs)> = Vec::with_capacity(known.len());
+        for it in &known {
+            unknown |= it.meanings.unknown;
+            for meaning in &it.meanings.known {
+                let mut runs = self.runs(meaning.naming(), &now);
+                if let Some(ran) = it.ran.get() {
+                    runs.add_all(ran);
+                }
+                alternatives.push((Arc::clone(meaning), runs));
+            }
+        }
         Execution {
-            allowed: allowed.unwrap_or_else(|| Arc::new(Allowed::prepared_in_sql(portal))),
-            bound: known.map(|portal| Arc::clone(&portal.bound)),
-            rows: known.map_or_else(Rows::default, |portal| Arc::clone(&portal.rows)),
+            portal,
+            alternatives,
+            unknown,
+            bound: known.first().and_then(|it| it.bound.clone()),
+            uncertain: known.len() > 1,
+            portals: known,
         }
     }
 
     /// Returns the number of the statement that is executed, and its outcome when that is known already.
-    pub fn execute(&mut self, execution: &Execution) -> (u64, Vec<Outcome>) {
-        let operation = match execution.allowed.statements() {
+    pub fn execute(&mut self, execution: &Execution, allowed: &Allowed) -> (u64, Vec<Outcome>) {
+        let operation = match allowed.statements() {
             [] => None,
             [statement, ..] => Some(Operation::of(statement, self.number())),
         };
         let stmt = operation.as_ref().map_or(self.next_stmt, |it| it.stmt);
-        self.names_move(&execution.allowed);
-        let sensitive = self.sensitive(Some(&execution.allowed));
+        let sent = self.sent(0, true);
+        let sure = execution.alternatives.len() == 1 && !execution.unknown;
+        for (meaning, runs) in &execution.alternatives {
+            self.note(meaning, runs, &sent, sure);
+            if !runs.is_nothing() {
+                for portal in &execution.portals {
+                    portal.ran.get_or_init(|| runs.clone());
+                }
+            }
+        }
+        if execution.unknown && execution.alternatives.len() >= MOST_POSSIBILITIES {
+            self.anything(&sent);
+        }
+        let sensitive = self.catalogue.masks_anything() && allowed.sensitive();
         let skipped = self.queue(Pending::Execute {
+            message: self.message,
+            portal: execution.portal.clone(),
             operation,
             sensitive,
-            rows: Arc::clone(&execution.rows),
         });
         (stmt, skipped)
     }
 
     pub fn close(&mut self, object: Object<'_>) {
-        if self.is_skipping() {
-            return;
-        }
-        let (name, removed) = match object {
+        let sent = self.sent(0, true);
+        match object {
             Object::Statement(name) => {
-                let name = known_as(name);
-                let removed = self.statements.remove(&name).map(Removed::Statement);
-                (name, removed)
+                let change = Change::Remove(known_as(name));
+                self.statements.change(sent, change);
             }
             Object::Portal(name) => {
-                let name = known_as(name);
-                let removed = self.portals.remove(&name).map(Removed::Portal);
-                (name, removed)
+                let change = Change::Remove(known_as(name));
+                self.portals.change(sent, change);
             }
-        };
+        }
         self.queue(Pending::Close {
-            name,
-            removed,
-            naming: self.naming,
+            message: self.message,
         });
     }
 
@@ -194,9 +235,13 @@ impl Conversation {
     /// outcomes of its statements come back.
     fn queue(&mut self, pending: Pending) -> Vec<Outcome> {
         if !self.is_skipping() {
+            if pending.message().is_some() {
+                self.message += 1;
+            }
             self.pending.push_back(pending);
             return Vec::new();
         }
+        self.retract();
         let skipped = |operation: Operation| operation.done(StatementOutcome::Skipped, None, None);
         match pending {
             Pending::Query { operations, .. } => operations.into_iter().map(skipped).collect(),
@@ -205,39 +250,9 @@ impl Conversation {
         }
     }
 
-    /// From here on a known name may mean something else, which only its own leaf tells.
-    fn names_move(&mut self, allowed: &Allowed) {
-        let does = |any: &[&str]| {
-            allowed
-                .statements()
-                .iter()
-                .flat_map(|statement| &statement.verbs)
-                .any(|verb| any.contains(&verb.as_str()))
-        };
-        if does(&RENAMES_STATEMENTS) {
-            self.naming += 1;
-            self.statements.clear();
-        }
-        if does(&RENAMES_PORTALS) {
-            self.naming += 1;
-            for portal in self.portals.values_mut() {
-                portal.allowed = None;
-            }
-        }
-    }
-
     fn number(&mut self) -> u64 {
         let number = self.next_stmt;
         self.next_stmt += 1;
         number
     }
-
-    /// An unknown statement counts as sensitive wherever anything is masked.
-    fn sensitive(&self, allowed: Option<&Allowed>) -> bool {
-        self.catalogue.masks_anything() && allowed.is_none_or(Allowed::sensitive)
-    }
-}
-
-fn known_as(name: &[u8]) -> Name {
-    name.get(..NAME).unwrap_or(name).to_vec()
 }

@@ -8,13 +8,16 @@ use super::Conversation;
 use crate::audit::event::StatementOutcome::{self, Error, Ok as Done, Skipped, Suspended};
 use crate::policy::Denial;
 use crate::protocol::postgres::{Message, ProtocolError, Sender, decode};
-use crate::session::decide::Allowed;
+use crate::session::decide::{Allowed, Analysed, Meaning, Runs};
 use crate::session::driver::postgres::bound::Bound;
 use crate::session::driver::postgres::catalogue::Catalogue;
 use crate::session::mask::Delivery;
+use crate::session::record::Outcome;
 use crate::sql::strings::Strings;
 
 mod copy;
+mod model;
+mod names;
 
 fn conversation() -> Conversation {
     Conversation::new(Arc::new(Catalogue::default()))
@@ -97,10 +100,45 @@ fn check(
 }
 
 fn extended(conversation: &mut Conversation, name: &[u8]) {
-    conversation.parse(name, allowed(1));
+    parse(conversation, name, "SELECT 1");
     conversation.bind(b"", name, Bound::default());
-    let execution = conversation.execution(b"");
-    conversation.execute(&execution);
+    execute(conversation, b"");
+}
+
+fn read(text: &str) -> Vec<Arc<Meaning>> {
+    Analysed::for_tests(text).statements().to_vec()
+}
+
+fn parse(conversation: &mut Conversation, name: &[u8], text: &str) {
+    conversation.parse(name, &read(text), false);
+}
+
+fn execute(conversation: &mut Conversation, portal: &[u8]) -> Vec<Outcome> {
+    let execution = conversation.execution(portal);
+    conversation.execute(&execution, &allowed(1)).1
+}
+
+fn shown(runs: &Runs) -> String {
+    let statements = runs.statements.iter();
+    let mut texts: Vec<&str> = statements.map(|it| it.shown()).collect();
+    if runs.unknown {
+        texts.push("?");
+    }
+    texts.join(" | ")
+}
+
+/// What an Execute of the portal would run.
+fn runs(conversation: &Conversation, portal: &[u8]) -> String {
+    let execution = conversation.execution(portal);
+    let one = |(meaning, runs): &(Arc<Meaning>, Runs)| match runs.is_nothing() {
+        true => meaning.shown().to_owned(),
+        false => format!("{} -> {}", meaning.shown(), shown(runs)),
+    };
+    let mut texts: Vec<String> = execution.alternatives.iter().map(one).collect();
+    if execution.unknown {
+        texts.push("?".to_owned());
+    }
+    texts.join(" | ")
 }
 
 #[test]
@@ -196,8 +234,7 @@ fn a_denied_parse_fails_its_segment_and_not_the_next() {
     let mut it = conversation();
     it.denied(denial(), false);
     it.bind(b"", b"", Bound::default());
-    let execution = it.execution(b"");
-    it.execute(&execution);
+    execute(&mut it, b"");
     it.sync().expect("no COPY");
     extended(&mut it, b"");
     it.sync().expect("no COPY");
@@ -219,36 +256,36 @@ fn a_denied_parse_fails_its_segment_and_not_the_next() {
 #[test]
 fn a_failed_parse_leaves_the_earlier_statement_of_that_name() {
     let mut it = conversation();
-    it.parse(b"s", allowed(1));
+    parse(&mut it, b"s", "SELECT 1");
     it.sync().expect("no COPY");
     check(&mut it, &[message(b'1', b""), ready(b'I')], "1Z", &[]);
-    let before = Arc::clone(&it.statements[&b"s"[..]]);
-    it.parse(b"s", allowed(1));
+    parse(&mut it, b"s", "SELECT 2");
     it.sync().expect("no COPY");
     check(&mut it, &[error("42P05"), ready(b'I')], "EZ", &[]);
-    assert!(Arc::ptr_eq(&before, &it.statements[&b"s"[..]]));
+    it.bind(b"", b"s", Bound::default());
+    assert_eq!(runs(&it, b""), "SELECT 1");
 }
 
 #[test]
 fn a_skipped_close_leaves_the_statement() {
     use crate::protocol::postgres::frontend::Object;
     let mut it = conversation();
-    it.parse(b"s", allowed(1));
+    parse(&mut it, b"s", "SELECT 1");
     it.sync().expect("no COPY");
     check(&mut it, &[message(b'1', b""), ready(b'I')], "1Z", &[]);
     it.bind(b"", b"missing", Bound::default());
     it.close(Object::Statement(b"s"));
     it.sync().expect("no COPY");
     check(&mut it, &[error("26000"), ready(b'I')], "EZ", &[]);
-    assert!(it.statements.contains_key(&b"s"[..]));
+    it.bind(b"", b"s", Bound::default());
+    assert_eq!(runs(&it, b""), "SELECT 1");
 }
 
 #[test]
 fn a_suspended_portal_is_one_statement_per_execute() {
     let mut it = conversation();
     extended(&mut it, b"");
-    let execution = it.execution(b"");
-    it.execute(&execution);
+    execute(&mut it, b"");
     it.sync().expect("no COPY");
     check(
         &mut it,
@@ -267,11 +304,10 @@ fn a_suspended_portal_is_one_statement_per_execute() {
 #[test]
 fn the_gateways_own_describe_is_not_shown() {
     let mut it = conversation();
-    it.parse(b"", allowed(1));
+    parse(&mut it, b"", "SELECT 1");
     it.bind(b"", b"", Bound::default());
-    let execution = it.execution(b"");
-    it.own_describe(&execution);
-    it.execute(&execution);
+    it.own_describe(&it.execution(b""));
+    execute(&mut it, b"");
     it.sync().expect("no COPY");
     check(
         &mut it,
@@ -292,9 +328,14 @@ fn the_gateways_own_describe_is_not_shown() {
 fn a_described_statement_has_its_parameters_types() {
     use crate::protocol::postgres::frontend::Object;
     let mut it = conversation();
-    let given = allowed(1);
-    given.give_parameter_types(vec![20, 0]);
-    it.parse(b"s", given);
+    let read_as = |text: &str, types: &[u32]| {
+        let statements = read(text);
+        for statement in &statements {
+            statement.give_parameter_types(types);
+        }
+        statements
+    };
+    it.parse(b"s", &read_as("SELECT $1, $2", &[20, 0]), false);
     assert_eq!(*it.keeping(b"s").types, [20, 0]);
     it.describe(Object::Statement(b"s"));
     it.sync().expect("no COPY");
@@ -307,9 +348,7 @@ fn a_described_statement_has_its_parameters_types() {
     check(&mut it, &answers, "1tnZ", &[]);
     assert_eq!(*it.keeping(b"s").types, [20, 25]);
     // An earlier statement of the name is the one that counts when its successor fails.
-    let other = allowed(1);
-    other.give_parameter_types(vec![17]);
-    it.parse(b"s", other);
+    it.parse(b"s", &read_as("SELECT $1", &[17]), false);
     it.sync().expect("no COPY");
     check(&mut it, &[error("42P05"), ready(b'I')], "EZ", &[]);
     assert_eq!(*it.keeping(b"s").types, [20, 25]);
@@ -426,12 +465,12 @@ fn row_description(table: u32, attribute: u16) -> Message {
 fn a_suspended_portal_stays_masked_when_its_cursor_becomes_another() {
     const CARD: &[u8] = b"\0\x01\0\0\0\x0fclear card text";
     let mut it = Conversation::new(Arc::new(Catalogue::masking_for_tests(7, 1)));
-    it.parse(b"", allowed(1));
+    parse(&mut it, b"", "SELECT 1");
     it.bind(b"p", b"", Bound::default());
     for _ in 0..2 {
         let execution = it.execution(b"p");
         it.own_describe(&execution);
-        it.execute(&execution);
+        it.execute(&execution, &allowed(1));
     }
     it.sync().expect("no COPY");
     let answers = [
@@ -453,13 +492,12 @@ fn a_suspended_portal_stays_masked_when_its_cursor_becomes_another() {
 #[test]
 fn what_a_failed_server_skips_is_not_waited_for() {
     let mut it = conversation();
-    it.parse(b"", allowed(1));
+    parse(&mut it, b"", "SELECT 1");
     check(&mut it, &[error("42601")], "E", &[]);
     let mut skipped = Vec::new();
     for _ in 0..20_000 {
         it.bind(b"", b"", Bound::default());
-        let execution = it.execution(b"");
-        skipped.extend(it.execute(&execution).1);
+        skipped.extend(execute(&mut it, b""));
         assert!(!it.is_full());
     }
     assert_eq!(skipped.len(), 20_000);
@@ -483,58 +521,38 @@ fn names_the_server_cuts_short_are_one_name() {
     use crate::protocol::postgres::frontend::Object;
     let (one, two) = ([b'a'; 64], [[b'a'; 63].as_slice(), b"b"].concat());
     let mut it = conversation();
-    it.parse(&one, allowed(1));
+    parse(&mut it, &one, "SELECT 0");
     it.close(Object::Statement(&two));
-    assert!(it.statements.is_empty());
-    it.parse(&one, sql("sql:select"));
-    it.parse(&two, sql("sql:show"));
+    it.bind(b"", &one, Bound::default());
+    assert_eq!(runs(&it, b""), "");
+    parse(&mut it, &one, "SELECT 1");
+    parse(&mut it, &two, "SELECT 2");
     it.bind(&one, &one, Bound::default());
-    let runs = it.execution(&two).allowed;
-    assert_eq!(runs.statements()[0].verbs, ["sql:show"]);
-}
-
-/// `PREPARE s`, after which the `s` of an earlier Parse is not what runs.
-#[test]
-fn a_name_that_sql_gave_to_another_statement_is_not_evidence() {
-    let mut it = conversation();
-    it.parse(b"s", sql("sql:select"));
-    it.bind(b"p", b"s", Bound::default());
-    it.query(&sql("sql:prepare"));
-    it.bind(b"q", b"s", Bound::default());
-    assert_eq!(rule_of(&it, b"q"), "sql:prepared");
-    assert_eq!(rule_of(&it, b"p"), "test");
-    it.query(&sql("sql:declare"));
-    assert_eq!(rule_of(&it, b"p"), "sql:prepared");
-}
-
-fn rule_of(conversation: &Conversation, portal: &[u8]) -> String {
-    let execution = conversation.execution(portal);
-    execution.allowed.statements()[0].rule.clone()
+    assert_eq!(runs(&it, &two), "SELECT 2");
 }
 
 #[test]
 fn a_skipped_bind_or_close_leaves_the_portal() {
     use crate::protocol::postgres::frontend::Object;
     let mut it = conversation();
-    it.parse(b"s", sql("sql:select"));
+    parse(&mut it, b"s", "SELECT 1");
     it.bind(b"p", b"s", Bound::default());
     it.sync().expect("no COPY");
     let bound = [message(b'1', b""), message(b'2', b""), ready(b'T')];
     check(&mut it, &bound, "12Z", &[]);
-    it.parse(b"bad", allowed(1));
+    parse(&mut it, b"bad", "SELECT 1");
     it.bind(b"p", b"bad", Bound::default());
     it.close(Object::Portal(b"p"));
     it.sync().expect("no COPY");
     check(&mut it, &[error("42601"), ready(b'E')], "EZ", &[]);
-    let runs = it.execution(b"p").allowed;
-    assert_eq!(runs.statements()[0].verbs, ["sql:select"]);
+    assert_eq!(runs(&it, b"p"), "SELECT 1");
 }
 
+/// The server refuses it, so nothing can run.
 #[test]
-fn several_statements_in_a_parse_have_one_number() {
+fn several_statements_in_a_parse_are_none() {
     let mut it = conversation();
-    it.parse(b"", allowed(2));
+    parse(&mut it, b"", "SELECT 1; SELECT 2");
     it.bind(b"", b"", Bound::default());
-    let execution = it.execution(b"");
-    assert_eq!(execution.allowed.statements().len(), 1);
+    assert_eq!(runs(&it, b""), "");
 }

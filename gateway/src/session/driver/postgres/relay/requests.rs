@@ -8,15 +8,19 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use super::{Incoming, RelayError, Session};
 use crate::audit::event::StatementProtocol;
 use crate::policy::Denial;
-use crate::protocol::postgres::frontend::{Bind, Call, Frontend};
+use crate::protocol::postgres::frontend::{Bind, Call, Frontend, Object};
 use crate::protocol::postgres::{Frame, HEADER, Message, Piece, ProtocolError, encode};
-use crate::session::decide::{Allowed, Denied, Judge, Permit, REPLICATION, Ruling, Shown};
+use crate::session::decide::{
+    Allowed, Analysed, Denied, Judge, Meaning, Permit, REPLICATION, Ruling, Runs, Shown,
+    portal_shown,
+};
 use crate::session::driver::postgres::bound::{self, Bound};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
-use crate::session::driver::postgres::conversation::{Data, Synced};
+use crate::session::driver::postgres::conversation::{Data, Execution, Synced};
 use crate::session::driver::postgres::replication;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
+use crate::sql::Naming;
 
 /// Requests are forwarded at the latest when this many bytes are gathered.
 const BATCH: usize = 64 << 10;
@@ -161,11 +165,12 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             .replication
             .as_ref()
             .zip(replication::command(text));
-        let ruling = match replicates {
+        let (ruling, stranger) = match replicates {
             Some((rule, command)) => {
-                Ruling::Allowed(Arc::new(Allowed::replication(&command, rule)))
+                let allowed = Allowed::replication(&command, rule);
+                (Ruling::Allowed(Arc::new(allowed)), None)
             }
-            None => self.rule(text).await?,
+            None => self.rule_query(text, StatementProtocol::Simple).await?,
         };
         match ruling {
             Ruling::Allowed(allowed) => {
@@ -185,6 +190,9 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             Ruling::Denied(denied) => {
                 let mut shown = BytesMut::new();
                 encode::query(&mut shown, &denied.evidence);
+                if let Some(stranger) = stranger {
+                    return self.deny_by_name(&denied, &shown, &stranger);
+                }
                 self.deny(&denied, true)?;
                 self.batch.and(Permit::refused_query(&shown));
             }
@@ -199,9 +207,12 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         text: &[u8],
         types: Vec<u32>,
     ) -> Result<(), RelayError> {
-        match self.rule(text).await? {
+        let (ruling, statements) = self.rule_parse(text).await?;
+        match ruling {
             Ruling::Allowed(allowed) => {
-                allowed.give_parameter_types(types);
+                for statement in &statements {
+                    statement.give_parameter_types(&types);
+                }
                 let shown = allowed.evidence().map(|text| {
                     let mut out = BytesMut::new();
                     encode::parse(&mut out, name, text);
@@ -209,7 +220,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 });
                 self.session
                     .conversation()
-                    .parse(name, Arc::clone(&allowed));
+                    .parse(name, &statements, allowed.sensitive());
                 self.batch
                     .and(Permit::allowed(&allowed, message, shown_as(shown.as_ref())));
             }
@@ -242,21 +253,17 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     async fn execute(&mut self, message: &Message, portal: &[u8]) -> Result<(), RelayError> {
         let catalogue = self.catalogue().await?;
         let execution = self.session.conversation().execution(portal);
-        if let Some(bound) = &execution.bound
-            && let Err(denied) = self.rule_parameters(&execution.allowed, bound, &catalogue)
-        {
-            self.deny(&denied, false)?;
-            let shown = BytesMut::from(&message.bytes()[..]);
-            self.batch.and(Permit::refused_extended(&shown));
-            return Ok(());
-        }
+        let allowed = match self.rule_execution(&execution, &catalogue).await? {
+            Ruling::Allowed(allowed) => allowed,
+            Ruling::Denied(denied) => return self.refuse_execution(message, &execution, &denied),
+        };
         if catalogue.masks_anything() {
             self.session.conversation().own_describe(&execution);
             self.batch.and(Permit::own_describe(portal));
         }
-        let (first, skipped) = self.session.conversation().execute(&execution);
+        let (first, skipped) = self.session.conversation().execute(&execution, &allowed);
         self.session.recorder.intents(
-            &execution.allowed,
+            &allowed,
             first,
             StatementProtocol::Extended,
             execution.bound.as_ref().map(|bound| bound.bindings()),
@@ -265,19 +272,69 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         self.control(message, Shown::AsSent)
     }
 
-    /// A statement was decided when it was prepared, without its parameters: where a policy goes by them,
-    /// it is decided again with each set of them.
-    fn rule_parameters(
-        &self,
-        allowed: &Allowed,
-        bound: &Bound,
-        catalogue: &Catalogue,
-    ) -> Result<(), Box<Denied>> {
-        if bound.is_empty() || !self.judge.policies.looks_at_parameters() {
-            return Ok(());
+    /// May what this portal stands for run? It was decided when it was prepared; since then policies, the
+    /// schema, or what it runs by name may have changed.
+    async fn rule_execution(
+        &mut self,
+        execution: &Execution,
+        catalogue: &Arc<Catalogue>,
+    ) -> Result<Ruling, RelayError> {
+        let catalogue = match knows_all(catalogue, execution) {
+            true => Arc::clone(catalogue),
+            false => self.renewed().await?,
+        };
+        let mut allowed = Vec::with_capacity(1);
+        let parameters = match execution.bound.as_deref() {
+            Some(_) if execution.uncertain && self.judge.policies.looks_at_parameters() => None,
+            Some(bound) => self.facts_of(bound),
+            None => Some(&[][..]),
+        };
+        for (meaning, runs) in &execution.alternatives {
+            let derived = catalogue.derived();
+            match self.judge.rule_again(meaning, runs, derived, parameters) {
+                Ruling::Allowed(one) => allowed.push(one),
+                denied @ Ruling::Denied(_) => return Ok(denied),
+            }
         }
-        let derived = catalogue.derived();
-        self.judge.rule_parameters(allowed, derived, bound.facts())
+        if execution.unknown {
+            match self
+                .judge
+                .rule_unknown(portal_shown(execution.portal()), parameters)
+            {
+                Ruling::Allowed(one) => allowed.push(one),
+                denied @ Ruling::Denied(_) => return Ok(denied),
+            }
+        }
+        Ok(Ruling::Allowed(match allowed.is_empty() {
+            true => Arc::new(Allowed::no_such_portal(execution.portal())),
+            false => Allowed::one_of(&allowed),
+        }))
+    }
+
+    /// The parameters as policies see them, where any policy looks; `None` when there are too many to be
+    /// looked at.
+    fn facts_of<'b>(&self, bound: &'b Bound) -> Option<&'b [String]> {
+        match self.judge.policies.looks_at_parameters() {
+            true => bound.facts(),
+            false => Some(&[]),
+        }
+    }
+
+    /// A portal that may not exist is asked for first: if it does not, the server's own error says so.
+    fn refuse_execution(
+        &mut self,
+        message: &Message,
+        execution: &Execution,
+        denied: &Denied,
+    ) -> Result<(), RelayError> {
+        if execution.alternatives.is_empty() {
+            self.session.conversation().own_question();
+            self.batch.and(Permit::own_describe(execution.portal()));
+        }
+        self.deny(denied, false)?;
+        let shown = BytesMut::from(&message.bytes()[..]);
+        self.batch.and(Permit::refused_extended(&shown));
+        Ok(())
     }
 
     fn results(&self, outcomes: &[Outcome]) -> Result<(), RelayError> {
@@ -379,13 +436,10 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         let numbers = 1..=arguments.values.len();
         let list: Vec<String> = numbers.map(|n| format!("${n}")).collect();
         let text = format!("SELECT {}({})", function.name, list.join(", "));
-        let allowed = match self.rule(text.as_bytes()).await? {
+        let allowed = match self.rule_call(text.as_bytes(), &bound).await? {
             Ruling::Allowed(allowed) => allowed,
             Ruling::Denied(denied) => return self.refuse_call(message, &denied),
         };
-        if let Err(denied) = self.rule_parameters(&allowed, &bound, &catalogue) {
-            return self.refuse_call(message, &denied);
-        }
         let (first, skipped) = self.session.conversation().call(&allowed);
         let bindings = Some(bound.bindings());
         self.session
@@ -408,6 +462,30 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         Ok(())
     }
 
+    /// Decides a call by its function first, and by its arguments where policies look at them.
+    async fn rule_call(&mut self, text: &[u8], bound: &Bound) -> Result<Ruling, RelayError> {
+        let (analysed, catalogue) = match self.read(text).await? {
+            Ok(read) => read,
+            Err(denied) => return Ok(Ruling::Denied(denied)),
+        };
+        let statements = analysed.statements().to_vec();
+        let runs = self.session.conversation().follow_call(&statements);
+        let derived = catalogue.derived();
+        let ruling = self.judge.rule_running(text, analysed, &runs, derived);
+        let ruling = match (ruling, &statements[..], &runs[..]) {
+            (Ruling::Allowed(_), [only], [runs]) => {
+                let parameters = self.facts_of(bound);
+                self.judge.rule_again(only, runs, derived, parameters)
+            }
+            (ruling, ..) => ruling,
+        };
+        match &ruling {
+            Ruling::Allowed(allowed) => self.note_effects(allowed),
+            Ruling::Denied(_) => self.session.conversation().retract(),
+        }
+        Ok(ruling)
+    }
+
     /// The catalogue as it is now: a prepared statement is read anew by the server when its tables
     /// change, so an Execute needs it as much as a new text does.
     async fn catalogue(&self) -> Result<Arc<Catalogue>, RelayError> {
@@ -421,29 +499,123 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         Ok(catalogue)
     }
 
-    async fn rule(&mut self, text: &[u8]) -> Result<Ruling, RelayError> {
+    /// The catalogue, asked anew.
+    async fn renewed(&self) -> Result<Arc<Catalogue>, RelayError> {
+        let catalogue = self.catalogues.renewed().await?;
+        self.session
+            .conversation()
+            .update_catalogue(Arc::clone(&catalogue));
+        Ok(catalogue)
+    }
+
+    /// Decides the text of a simple query. What an EXECUTE or FETCH in it runs is decided with it.
+    /// Where all that is against it is a name that code may have made, or nobody, that comes back.
+    async fn rule_query(
+        &mut self,
+        text: &[u8],
+        protocol: StatementProtocol,
+    ) -> Result<(Ruling, Option<Naming>), RelayError> {
+        let (analysed, catalogue) = match self.read(text).await? {
+            Ok(read) => read,
+            Err(denied) => return Ok((Ruling::Denied(denied), None)),
+        };
+        let runs = {
+            let mut conversation = self.session.conversation();
+            match protocol {
+                StatementProtocol::Call => conversation.follow_call(analysed.statements()),
+                _ => conversation.follow_query(analysed.statements()),
+            }
+        };
+        let naming = match (analysed.statements(), &runs[..]) {
+            ([only], [runs]) if runs.statements.is_empty() => Some(only.naming().clone()),
+            _ => None,
+        };
+        let ruling = self
+            .judge
+            .rule_running(text, analysed, &runs, catalogue.derived());
+        let stranger = match &ruling {
+            Ruling::Allowed(allowed) => {
+                self.note_effects(allowed);
+                None
+            }
+            Ruling::Denied(denied) => {
+                let mut conversation = self.session.conversation();
+                conversation.retract();
+                naming.filter(|_| denied.is_of_unknown_name() && conversation.is_idle())
+            }
+        };
+        Ok((ruling, stranger))
+    }
+
+    /// A name that may not exist is asked for first: if it does not, the server's own error says so.
+    fn deny_by_name(
+        &mut self,
+        denied: &Denied,
+        shown: &BytesMut,
+        stranger: &Naming,
+    ) -> Result<(), RelayError> {
+        let (object, cursor) = match stranger {
+            Naming::Fetch(name) => (Object::Portal(name.as_bytes()), Some(name.clone())),
+            Naming::Execute(name) => (Object::Statement(name.as_bytes()), None),
+            _ => {
+                self.deny(denied, true)?;
+                self.batch.and(Permit::refused_query(shown));
+                return Ok(());
+            }
+        };
+        let mut conversation = self.session.conversation();
+        let stmt = conversation.denied_by_name(denied.denial.clone(), cursor);
+        drop(conversation);
+        self.session.recorder.denied(stmt, denied)?;
+        self.batch.and(Permit::refused_by_name(shown, object));
+        Ok(())
+    }
+
+    /// Decides a text that is to be prepared, and returns its statements.
+    async fn rule_parse(&mut self, text: &[u8]) -> Result<(Ruling, Vec<Arc<Meaning>>), RelayError> {
+        let (analysed, catalogue) = match self.read(text).await? {
+            Ok(read) => read,
+            Err(denied) => return Ok((Ruling::Denied(denied), Vec::new())),
+        };
+        let statements = analysed.statements().to_vec();
+        let runs: Vec<Runs> = {
+            let conversation = self.session.conversation();
+            let follow = |meaning: &Arc<Meaning>| conversation.follow_parse(meaning);
+            statements.iter().map(follow).collect()
+        };
+        let ruling = self
+            .judge
+            .rule_running(text, analysed, &runs, catalogue.derived());
+        if let Ruling::Allowed(allowed) = &ruling {
+            self.note_effects(allowed);
+        }
+        Ok((ruling, statements))
+    }
+
+    /// What the parsers make of a text, and a catalogue that knows its tables.
+    async fn read(
+        &mut self,
+        text: &[u8],
+    ) -> Result<Result<(Analysed, Arc<Catalogue>), Box<Denied>>, RelayError> {
         let strings = self.session.conversation().strings();
         let analysed = match self.judge.read(text, strings).await {
             Ok(analysed) => analysed,
-            Err(denied) => return Ok(Ruling::Denied(denied)),
+            Err(denied) => return Ok(Err(denied)),
         };
         let mut catalogue = self.catalogue().await?;
         if !analysed.tables().all(|table| catalogue.knows(table)) {
-            catalogue = self.catalogues.renewed().await?;
-            self.session
-                .conversation()
-                .update_catalogue(Arc::clone(&catalogue));
+            catalogue = self.renewed().await?;
         }
-        let ruling = self.judge.rule(text, analysed, catalogue.derived());
-        if let Ruling::Allowed(allowed) = &ruling {
-            self.schema_moves |= changes_schema(allowed);
-            // SET standard_conforming_strings is unknown too: what follows it is read before the server
-            // reports the change.
-            if allowed.is_unknown() {
-                self.session.conversation().strings_are_uncertain();
-            }
+        Ok(Ok((analysed, catalogue)))
+    }
+
+    fn note_effects(&mut self, allowed: &Allowed) {
+        self.schema_moves |= changes_schema(allowed);
+        // SET standard_conforming_strings is unknown too: what follows it is read before the server
+        // reports the change.
+        if allowed.is_unknown() {
+            self.session.conversation().strings_are_uncertain();
         }
-        Ok(ruling)
     }
 
     fn deny(&self, denied: &Denied, ends_with_ready: bool) -> Result<(), RelayError> {
@@ -486,6 +658,14 @@ fn withheld_copy(piece: &Piece) -> BytesMut {
         encode::withheld(&mut shown, b'd', &note);
     }
     shown
+}
+
+fn knows_all(catalogue: &Catalogue, execution: &Execution) -> bool {
+    let mut run = execution
+        .alternatives
+        .iter()
+        .flat_map(|(meaning, runs)| runs.statements.iter().chain([meaning]));
+    run.all(|meaning| meaning.tables().all(|table| catalogue.knows(table)))
 }
 
 fn shown_as(instead: Option<&BytesMut>) -> Shown<'_> {

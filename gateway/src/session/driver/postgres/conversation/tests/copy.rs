@@ -24,14 +24,10 @@ fn from_stdin() -> Arc<Allowed> {
 }
 
 fn execute(conversation: &mut Conversation, allowed: Arc<Allowed>) {
-    conversation.parse(b"", allowed);
-    conversation.bind(
-        b"",
-        b"",
-        crate::session::driver::postgres::bound::Bound::default(),
-    );
+    parse(conversation, b"", "COPY t FROM STDIN");
+    conversation.bind(b"", b"", Bound::default());
     let execution = conversation.execution(b"");
-    conversation.execute(&execution);
+    conversation.execute(&execution, &allowed);
 }
 
 fn begun() -> [Message; 3] {
