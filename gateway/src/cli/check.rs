@@ -20,8 +20,9 @@ use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
 
 use super::Globals;
-use crate::config::{self, Agent, Config, ConfigError, Issuer, JwksSource, Target, TargetTls};
-use crate::credentials::{self, CredentialError, SecretFileError};
+use crate::config::{self, Agent, Config, ConfigError, Issuer, JwksSource, Target, TargetTls, Tls};
+use crate::credentials::authority::Authority;
+use crate::credentials::{self, CredentialError, SecretFileError, agent_password};
 use crate::identity::token::{self, Keyring, TokenError};
 use crate::intercept::dns;
 use crate::policy::PolicyError;
@@ -340,7 +341,9 @@ impl<'a> Host<'a> {
         }
         for agent in config.agents.values() {
             self.user(agent);
+            self.password(agent, &config.gateway.user);
         }
+        self.authority(&config.tls);
         for target in config.targets.values() {
             self.target(target, config);
         }
@@ -402,6 +405,31 @@ impl<'a> Host<'a> {
                     "create it (useradd --system {}) or change run_as",
                     agent.run_as
                 ),
+            );
+        }
+    }
+
+    /// What the agent believes is its password, if it has one.
+    fn password(&mut self, agent: &Agent, gateway_user: &str) {
+        let Some(file) = &agent.postgres_password_file else {
+            return;
+        };
+        if let Err(error) = agent_password::load(file) {
+            self.error(
+                format!("agents.{}: {error}", agent.name),
+                &format!(
+                    "write the password that the agent uses into it (owner {gateway_user}, mode 0600), or remove postgres_password_file"
+                ),
+            );
+        }
+    }
+
+    /// There is none before the first start.
+    fn authority(&mut self, tls: &Tls) {
+        if let Err(error) = Authority::look(tls, self.now) {
+            self.error(
+                format!("tls.directory: {error}"),
+                "the gateway does not start with it",
             );
         }
     }

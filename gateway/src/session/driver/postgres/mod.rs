@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use self::agent_stream::AgentStream;
 use self::greeting::{Greeted, Greeting, GreetingError, Misunderstood, fatal};
 use self::opening::{Opening, Refusal};
-use self::reception::Reception;
+use self::reception::{HandshakeError, Reception};
 use crate::app::Gateway;
 use crate::audit::event::Stage;
 use crate::config::Target;
@@ -47,6 +47,9 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
         Ok(greeted) => greeted,
         Err(misunderstood) => {
             let Misunderstood { error, stream } = *misunderstood;
+            if let GreetingError::Tls(HandshakeError::Left) = error {
+                return opening.silent(gateway);
+            }
             let denial = malformed_greeting(&error);
             opening.deny(Stage::Protocol, &denial, gateway);
             if let Some(stream) = stream {

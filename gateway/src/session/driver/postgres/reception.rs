@@ -53,6 +53,9 @@ pub enum HandshakeError {
     Setup(#[from] rustls::Error),
     #[error("it began with TLS, without an ALPN extension that says \"postgresql\"")]
     NoAlpn,
+    /// It asked for TLS, and then for nothing more: whoever only wants to know what is offered.
+    #[error("the client left before the TLS handshake")]
+    Left,
     #[error("the TLS handshake did not end in time")]
     Timeout,
 }
@@ -154,7 +157,11 @@ impl<'a> Reception<'a> {
         socket: TcpStream,
         beginning: Beginning,
     ) -> Result<(AgentStream, Arc<Leaf>), HandshakeError> {
-        let mut start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
+        let started = LazyConfigAcceptor::new(Acceptor::default(), socket).await;
+        let mut start = started.map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => HandshakeError::Left,
+            _ => HandshakeError::Io(error),
+        })?;
         let hello = start.client_hello();
         // Another protocol by ALPN than ours alone is refused by the handshake itself.
         let offers_alpn = hello.alpn().is_some();
