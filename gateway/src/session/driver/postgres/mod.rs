@@ -70,7 +70,10 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
             let end_point = leaf.map(|leaf| leaf.end_point);
             session(opening, &startup, stream, buffer, end_point, gateway).await;
         }
-        Greeting::Cancel { pid, key } => opening.cancel(pid, &key, gateway).await,
+        Greeting::Cancel { pid, key } => {
+            opening.cancel(pid, &key, gateway).await;
+            greeting::close(stream).await;
+        }
         Greeting::Nothing => match leaf {
             None => opening.silent(gateway),
             Some(leaf) => opening.deny(Stage::Protocol, &left_after_tls(&leaf.names), gateway),
