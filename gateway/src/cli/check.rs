@@ -643,6 +643,22 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
                 "target \"shop\" has the address 198.18.0.7:5432, which lies in the range of synthetic addresses: give it a name instead, or set dns.mode = \"pass\"",
             ),
             (
+                "no password of the agent's",
+                |it| {
+                    let config = CONFIG.replace(
+                        "[agents.bot]",
+                        "[agents.bot]\npostgres_password_file = \"/etc/sluice/bot\"",
+                    );
+                    it.write("etc/sluice/sluice.toml", &config, 0o644);
+                },
+                "agents.bot: the agent's password file /etc/sluice/bot cannot be read: No such file or directory (os error 2) (hint: write the password that the agent uses into it (owner 64023, mode 0600), or remove postgres_password_file)",
+            ),
+            (
+                "an authority's key that others read",
+                |it| it.write("var/lib/sluice/tls/ca.key", "key", 0o644),
+                "tls.directory: the key /var/lib/sluice/tls/ca.key can be read or written by others than its owner (mode 0644): whoever has it can pose as any server; run: chmod 600 /var/lib/sluice/tls/ca.key, and make a new authority if somebody may have read it (hint: the gateway does not start with it)",
+            ),
+            (
                 "no token yet",
                 |it| fs::remove_file(it.path("run/bot.jwt")).unwrap(),
                 "warning: agents.bot: there is no token at /run/bot.jwt; have the agent's issuer put one there (hint: until then its connections are refused)",
