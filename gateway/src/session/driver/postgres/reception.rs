@@ -157,11 +157,15 @@ impl<'a> Reception<'a> {
         socket: TcpStream,
         beginning: Beginning,
     ) -> Result<(AgentStream, Arc<Leaf>), HandshakeError> {
-        let started = LazyConfigAcceptor::new(Acceptor::default(), socket).await;
-        let mut start = started.map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => HandshakeError::Left,
-            _ => HandshakeError::Io(error),
-        })?;
+        // Looks without taking: a handshake that breaks off is another thing than none.
+        match socket.peek(&mut [0]).await {
+            Ok(0) => return Err(HandshakeError::Left),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(HandshakeError::Left);
+            }
+            _ => {}
+        }
+        let mut start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         let hello = start.client_hello();
         // Another protocol by ALPN than ours alone is refused by the handshake itself.
         let offers_alpn = hello.alpn().is_some();
