@@ -6,11 +6,10 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::Stdio;
-use std::time::Duration;
 
 use crate::harness::gateway::{AGENT, USER, psql_words};
 use crate::harness::postgres;
-use crate::harness::program::{Ended, eventually, run};
+use crate::harness::program::{Ended, run};
 use crate::harness::{Authority, Gateway, Postgres, Script, Setup};
 
 const NAME: &str = "db.shop.example";
@@ -184,15 +183,17 @@ fn how_a_connection_comes_to_tls() {
         "{seen}"
     );
     let denials = gateway.wait_for(3, "deny");
-    assert_eq!(denials.len(), 3);
-    assert!(
-        denials
-            .iter()
-            .all(|denial| denial.text("rule") == "protocol:tls"),
-        "{denials:?}",
-        denials = gateway.events().to_string()
-    );
-    assert!(gateway.events().to_string().contains("TLSv1.2"));
+    let all = denials
+        .iter()
+        .all(|denial| denial.text("rule") == "protocol:tls");
+    assert!(all, "{}", gateway.events());
+    let versions: Vec<String> = gateway
+        .wait_for(6, "session.open")
+        .iter()
+        .map(|session| session.text("agent_tls"))
+        .collect();
+    let (old, new) = ("TLSv1.2", "TLSv1.3");
+    assert_eq!(versions, [new, new, new, new, old, new]);
 }
 
 #[test]
@@ -307,21 +308,15 @@ fn cancel_requests_have_a_limit() {
     let server = Postgres::start();
     let gateway = by_name(&server).start();
     case(&gateway, "flood", (NAME, 5432), &["400"]).succeeds();
-    let limited = eventually("a request over the limit", Duration::from_secs(20), || {
-        let events = gateway.events();
-        let rule = |rule: &str| {
-            let mut denials = events.named("deny");
-            denials.any(|denial| denial.text("rule") == rule)
-        };
-        Some((rule("cancel:unknown-key"), rule("cancel:too-many")))
-    });
-    assert!(limited.0, "{}", gateway.events());
-    // On a slow machine 400 requests may take longer than the limit needs to let them through.
-    assert!(
-        limited.1 || gateway.events().count("deny") == 400,
-        "{}",
-        gateway.events()
-    );
+    let events = gateway.events();
+    let denied = |rule: &str| {
+        let denials = events.named("deny");
+        denials.filter(|denial| denial.text("rule") == rule).count()
+    };
+    let (unknown, over) = (denied("cancel:unknown-key"), denied("cancel:too-many"));
+    assert_eq!(unknown + over, 400, "one leaf each");
+    // 200 at once; on a slow machine many more pass, as time does.
+    assert!(unknown >= 200, "{unknown} and {over}");
 }
 
 const BELIEVED: &str = "what-the-agent-believes-needle";
@@ -552,12 +547,10 @@ fn an_authority_that_is_not_safe_stops_the_start() {
     fs::remove_file(&certificate).expect("root may");
     start().complains("to make a new authority, remove ca.key");
     fs::write(&certificate, &pem).expect("root writes");
-    let secret = fs::read(&key).expect("root reads");
     fs::write(&key, "nonsense").expect("root writes");
     start().complains("is not an ECDSA P-256 key");
     // Without the key a new authority is made.
     fs::remove_file(&key).expect("root may");
-    let _ = secret;
     gateway.start();
     assert_ne!(fs::read(&certificate).expect("it is there"), pem);
     gateway
@@ -614,4 +607,53 @@ fn agents_find_the_authority_in_their_environment() {
         ))
         .current_dir("/");
     run(isolated).succeeds().prints("isolated");
+}
+
+/// The libpq that psycopg brings along is newer than psql's.
+#[test]
+fn what_newer_libpqs_insist_on() {
+    let server = Postgres::start();
+    let gateway = with_login(&server);
+    let certificate = Authority::new().certificate_for(&["anybody"]);
+    let folder = gateway.public_folder("client");
+    let (chain, key) = (folder.join("client.pem"), folder.join("client.key"));
+    fs::write(&chain, &certificate.chain).expect("the folder is ours");
+    fs::write(&key, &certificate.key).expect("the folder is ours");
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("it is ours");
+    let nobody = nix::unistd::User::from_name("nobody")
+        .expect("it can be looked up")
+        .expect("there is a nobody");
+    chown(&key, Some(nobody.uid.as_raw()), None).expect("root may give files away");
+    let script = Script::with_drivers(
+        &gateway,
+        "agent_tls_libpq.py",
+        include_str!("clients/agent_tls_libpq.py"),
+    );
+    let address = named(NAME, "");
+    let files = [chain.display().to_string(), key.display().to_string()];
+    let seen = gateway
+        .as_agent(script.words([address.as_str(), BELIEVED, &files[0], &files[1]]))
+        .succeeds();
+    let let_in = |words: &str| format!("{words}: let in");
+    let cancelled = |words: &str| format!("{words}: cancelled 57014");
+    let expected = [
+        let_in("sslnegotiation=direct"),
+        let_in("sslnegotiation=postgres"),
+        let_in("require_auth=scram-sha-256 channel_binding=require"),
+        let_in("require_auth=scram-sha-256 sslnegotiation=direct"),
+        "require_auth=none: authentication method".to_owned(),
+        let_in("sslcertmode=require"),
+        let_in("sslcertmode=allow sslnegotiation=direct"),
+        let_in("sslcertmode=disable"),
+        let_in("gssencmode=prefer"),
+        cancelled("sslnegotiation=postgres"),
+        cancelled("sslnegotiation=direct"),
+    ];
+    let lines = seen.lines();
+    assert!(lines.starts_with(&expected), "{seen}");
+    // libpq 18 and later speak protocol 3.2, too.
+    let newest = [cancelled("max_protocol_version=latest")];
+    let rest = lines.get(expected.len()..).unwrap_or_default();
+    assert!(rest.is_empty() || rest == newest, "{seen}");
+    assert_eq!(seen.stderr, "", "no cancel request ends in an error");
 }

@@ -3,6 +3,7 @@
 use jsonwebtoken::Algorithm;
 
 use crate::harness::gateway::SUBJECT;
+use crate::harness::gateway::psql_words;
 use crate::harness::issuer::{Issuer, unix_now};
 use crate::harness::{Gateway, Postgres, Setup};
 
@@ -116,7 +117,9 @@ fn no_session_without_a_valid_token() {
             Wrong::Missing => gateway.withdraw_token(),
             Wrong::Token(token) => gateway.issue(&token(&gateway.issuer)),
         }
-        let refused = gateway.psql(["SELECT 1"]).fails();
+        // With sslmode=prefer, libpq tries again without TLS what was refused within: two leaves.
+        let address = format!("{} sslmode=require", gateway.address("127.0.0.1"));
+        let refused = gateway.as_agent(psql_words(&address, ["SELECT 1"])).fails();
         assert!(refused.stderr.contains("FATAL"), "{name}: {refused}");
         assert_eq!(refused.text(), "", "{name}");
         let denied = gateway.wait_for(number + 1, "deny");

@@ -49,7 +49,7 @@ def question(host, port):
         connected = time.monotonic()
         stream.sendall(struct.pack("!ii", 8, 80877103))
         answer = stream.recv(16)
-        if answer != b"N":
+        if answer != b"S":
             raise Closed(f"answered {answer!r}")
     return connected
 

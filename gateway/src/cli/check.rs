@@ -21,10 +21,11 @@ use serde::Serialize;
 
 use super::Globals;
 use crate::config::{
-    self, Agent, Config, ConfigError, CredentialSource, Issuer, JwksSource, Target, TargetTls,
+    self, Agent, Config, ConfigError, CredentialSource, Issuer, JwksSource, Target, TargetTls, Tls,
     TlsMode,
 };
-use crate::credentials::{self, CredentialError, Held, SecretFileError};
+use crate::credentials::authority::Authority;
+use crate::credentials::{self, CredentialError, Held, SecretFileError, agent_password};
 use crate::identity::token::{self, Keyring, TokenError};
 use crate::intercept::dns;
 use crate::policy::{PolicyError, PolicySet};
@@ -347,7 +348,9 @@ impl<'a> Host<'a> {
         }
         for agent in config.agents.values() {
             self.user(agent);
+            self.password(agent, &config.gateway.user);
         }
+        self.authority(&config.tls);
         for target in config.targets.values() {
             self.target(target, config);
         }
@@ -409,6 +412,31 @@ impl<'a> Host<'a> {
                     "create it (useradd --system {}) or change run_as",
                     agent.run_as
                 ),
+            );
+        }
+    }
+
+    /// What the agent believes is its password, if it has one.
+    fn password(&mut self, agent: &Agent, gateway_user: &str) {
+        let Some(file) = &agent.postgres_password_file else {
+            return;
+        };
+        if let Err(error) = agent_password::load(file) {
+            self.error(
+                format!("agents.{}: {error}", agent.name),
+                &format!(
+                    "write the password that the agent uses into it (owner {gateway_user}, mode 0600), or remove postgres_password_file"
+                ),
+            );
+        }
+    }
+
+    /// There is none before the first start.
+    fn authority(&mut self, tls: &Tls) {
+        if let Err(error) = Authority::look(tls, self.now) {
+            self.error(
+                format!("tls.directory: {error}"),
+                "the gateway does not start with it",
             );
         }
     }
@@ -671,6 +699,22 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
                     it.write("etc/sluice/sluice.toml", &config, 0o644);
                 },
                 "target \"shop\" has the address 198.18.0.7:5432, which lies in the range of synthetic addresses: give it a name instead, or set dns.mode = \"pass\"",
+            ),
+            (
+                "no password of the agent's",
+                |it| {
+                    let config = CONFIG.replace(
+                        "[agents.bot]",
+                        "[agents.bot]\npostgres_password_file = \"/etc/sluice/bot\"",
+                    );
+                    it.write("etc/sluice/sluice.toml", &config, 0o644);
+                },
+                "agents.bot: the agent's password file /etc/sluice/bot cannot be read: No such file or directory (os error 2) (hint: write the password that the agent uses into it (owner 64023, mode 0600), or remove postgres_password_file)",
+            ),
+            (
+                "an authority's key that others read",
+                |it| it.write("var/lib/sluice/tls/ca.key", "key", 0o644),
+                "tls.directory: the key /var/lib/sluice/tls/ca.key can be read or written by others than its owner (mode 0644): whoever has it can pose as any server; run: chmod 600 /var/lib/sluice/tls/ca.key, and make a new authority if somebody may have read it (hint: the gateway does not start with it)",
             ),
             (
                 "no token yet",

@@ -42,6 +42,7 @@ fn the_example_is_valid_and_means_what_it_says() {
     let agent = &config.agents["report-bot"];
     assert_eq!(agent.cgroup, "agents.slice/report-bot");
     assert_eq!(agent.subject.as_deref(), Some("report-bot@corp"));
+    assert_eq!(agent.postgres_password_file, None);
     assert_eq!(agent.run_as, "nobody");
     assert_eq!(agent.issuer, config.identities["corp"]);
     assert_eq!(agent.issuer.leeway, Duration::from_secs(30));
@@ -95,6 +96,10 @@ fn the_examples_commented_keys_are_the_defaults() {
         .map(Arc::make_mut)
         .unwrap();
     assert!(bot.targets.take().unwrap().contains("shop"));
+    assert_eq!(
+        bot.postgres_password_file.take(),
+        Some("/etc/sluice/credentials/report-bot".into())
+    );
     spelled_out.sha256.clone_from(&defaults.sha256);
     assert_eq!(format!("{spelled_out:?}"), format!("{defaults:?}"));
 }

@@ -136,6 +136,18 @@ impl Authority {
         Ok(authority)
     }
 
+    /// Whether what is there could be used; where there is nothing yet, it can.
+    ///
+    /// # Errors
+    /// As [`Authority::open`], which would make a new one.
+    pub fn look(tls: &Tls, now: SystemTime) -> Result<(), AuthorityError> {
+        let key_file = tls.directory.join("ca.key");
+        match key_file.try_exists() {
+            Ok(true) => load(&key_file, &tls.authority(), now).map(drop),
+            _ => Ok(()),
+        }
+    }
+
     /// A certificate for `names` (host names and addresses, the most telling first) that is valid now and for
     /// some hours more.
     ///

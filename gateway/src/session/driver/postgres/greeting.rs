@@ -217,6 +217,13 @@ pub(super) async fn refuse(mut stream: AgentStream, error: &ErrorText<'_>) {
     }
 }
 
+/// Closes without a word. Inside TLS that takes one, or a client would call it an error.
+pub(super) async fn close(mut stream: AgentStream) {
+    if let Err(error) = within(watch::STARTUP, "a close", stream.shutdown()).await {
+        tracing::debug!(%error, "a client was gone already");
+    }
+}
+
 /// A denial as a fatal error; 28000 is `invalid_authorization_specification`.
 pub(super) fn fatal<'a>(denial: &'a Denial, sqlstate: &'a str) -> ErrorText<'a> {
     ErrorText {

@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 use self::agent_stream::AgentStream;
 use self::greeting::{Greeted, Greeting, GreetingError, Misunderstood, fatal};
 use self::opening::{Opening, Refusal};
-use self::reception::Reception;
+use self::reception::{HandshakeError, Reception};
 use crate::app::Gateway;
 use crate::audit::event::Stage;
 use crate::config::Target;
@@ -52,6 +52,9 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
         Ok(greeted) => greeted,
         Err(misunderstood) => {
             let Misunderstood { error, stream } = *misunderstood;
+            if let GreetingError::Tls(HandshakeError::Left) = error {
+                return opening.silent(gateway);
+            }
             let denial = malformed_greeting(&error);
             opening.deny(Stage::Protocol, &denial, gateway);
             if let Some(stream) = stream {
@@ -72,7 +75,10 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
             let end_point = leaf.map(|leaf| leaf.end_point);
             session(opening, &startup, stream, buffer, end_point, gateway).await;
         }
-        Greeting::Cancel { pid, key } => opening.cancel(pid, &key, gateway).await,
+        Greeting::Cancel { pid, key } => {
+            opening.cancel(pid, &key, gateway).await;
+            greeting::close(stream).await;
+        }
         Greeting::Nothing => match leaf {
             None => opening.silent(gateway),
             Some(leaf) => opening.deny(Stage::Protocol, &left_after_tls(&leaf.names), gateway),

@@ -53,6 +53,9 @@ pub enum HandshakeError {
     Setup(#[from] rustls::Error),
     #[error("it began with TLS, without an ALPN extension that says \"postgresql\"")]
     NoAlpn,
+    /// It asked for TLS, and then for nothing more: whoever only wants to know what is offered.
+    #[error("the client left before the TLS handshake")]
+    Left,
     #[error("the TLS handshake did not end in time")]
     Timeout,
 }
@@ -154,6 +157,14 @@ impl<'a> Reception<'a> {
         socket: TcpStream,
         beginning: Beginning,
     ) -> Result<(AgentStream, Arc<Leaf>), HandshakeError> {
+        // Looks without taking: a handshake that breaks off is another thing than none.
+        match socket.peek(&mut [0]).await {
+            Ok(0) => return Err(HandshakeError::Left),
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                return Err(HandshakeError::Left);
+            }
+            _ => {}
+        }
         let mut start = LazyConfigAcceptor::new(Acceptor::default(), socket).await?;
         let hello = start.client_hello();
         // Another protocol by ALPN than ours alone is refused by the handshake itself.
