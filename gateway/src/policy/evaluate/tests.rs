@@ -61,16 +61,16 @@ impl Case {
         }
     }
 
-    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<Login, Denial> {
+    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<LoginAs, Denial> {
         let principal = self.principal();
         match &self.sql {
-            Some(text) => decide_as(&principal, policies, text, masks).map(|_| Login::default()),
+            Some(text) => decide_as(&principal, policies, text, masks).map(|_| LoginAs::default()),
             None => decide_connect(&principal, policies),
         }
     }
 
-    fn login(&self) -> Login {
-        Login {
+    fn login(&self) -> LoginAs {
+        LoginAs {
             credential: self.credential.clone(),
             database: self.database.clone(),
         }
@@ -127,7 +127,7 @@ fn masks(columns: &[String]) -> Vec<MaskRule> {
     columns.iter().map(rule).collect()
 }
 
-fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<Login, Denial> {
+fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<LoginAs, Denial> {
     let operation = Operation::Connect {
         target: "shop",
         database: "shop",

@@ -1,6 +1,5 @@
 //! Opening: from an identified agent's StartupMessage to a session that is logged in and on record.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -19,7 +18,7 @@ use super::upstream::{Connection, Dial};
 use crate::app::Gateway;
 use crate::audit::event::{Event, SessionId, Stage, Who};
 use crate::config::Target;
-use crate::policy::{Denial, Login, Principal, Verdict};
+use crate::policy::{Denial, LoginAs, Principal, Verdict};
 use crate::protocol::postgres::encode::ErrorText;
 use crate::protocol::postgres::startup::Startup;
 use crate::session::decide::{Derived, Judge, Ruling};
@@ -48,7 +47,7 @@ pub(super) struct Opening {
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) stage: Stage,
-    sqlstate: Cow<'static, str>,
+    sqlstate: Box<str>,
     pub(super) denial: Denial,
 }
 
@@ -60,7 +59,7 @@ impl Refusal {
 
 fn refusal(
     stage: Stage,
-    sqlstate: impl Into<Cow<'static, str>>,
+    sqlstate: impl Into<Box<str>>,
     rule: &str,
     message: String,
     detail: String,
@@ -92,7 +91,7 @@ impl Opening {
         }
     }
 
-    /// An agent's socket is this host's own, but a network namespace can be far away.
+    /// An agent's end is on this host, but can vanish with its network namespace.
     pub(super) fn keep_alive(&self, socket: &TcpStream) {
         if let Err(error) = keepalive::set(socket, self.target.keepalive) {
             tracing::debug!(session = %self.session, %error, "keep-alive was refused");
@@ -163,7 +162,6 @@ impl Opening {
             .connect(&judge.database, &login, &parameters.settings, gateway)
             .await?;
         connection.place = Some(place);
-        self.who.db_role = Some(dial.credential.user.clone());
         let catalogues = gateway.catalogues(&dial);
         self.plain_search_path(&mut connection).await?;
         let catalogue = catalogues.current().await.map_err(|error| {
@@ -220,7 +218,7 @@ impl Opening {
         &mut self,
         parameters: &parameters::Accepted,
         gateway: &Gateway,
-    ) -> Result<(Judge, String, Login), Refusal> {
+    ) -> Result<(Judge, String, LoginAs), Refusal> {
         let mut judge = Judge {
             policies: Arc::clone(&gateway.policies),
             principal: self.principal.clone(),
