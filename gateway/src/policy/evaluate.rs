@@ -59,14 +59,14 @@ pub enum Verdict {
     /// `rule`: the ids of the permitting policies, comma-separated. `login` is of connecting alone.
     Allow {
         rule: String,
-        login: LoginAs,
+        login: Login,
     },
     Deny(Denial),
 }
 
 /// What the policies that permit a session choose for it, whatever the agent asked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct LoginAs {
+pub struct Login {
     /// `@credential`: one of the target's named credentials, in place of its own.
     pub credential: Option<String>,
     /// `@database`: the database that is opened.
@@ -87,7 +87,7 @@ pub fn evaluate(policies: &PolicySet, principal: &Principal, operation: &Operati
             database,
             statement,
         } => sql(policies, principal, target, database, statement)
-            .map(|rules| (LoginAs::default(), rules)),
+            .map(|rules| (Login::default(), rules)),
     };
     match decided {
         Ok((login, rules)) => Verdict::Allow {
@@ -121,8 +121,8 @@ fn connect(
 }
 
 /// What the permitting policies choose. A policy that chooses nothing leaves the choice to the others.
-fn chosen(policies: &PolicySet, rules: &Rules) -> Result<LoginAs, Denial> {
-    Ok(LoginAs {
+fn chosen(policies: &PolicySet, rules: &Rules) -> Result<Login, Denial> {
+    Ok(Login {
         credential: the_same(policies, rules, CREDENTIAL)?,
         database: the_same(policies, rules, DATABASE)?,
     })

@@ -61,16 +61,16 @@ impl Case {
         }
     }
 
-    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<LoginAs, Denial> {
+    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<Login, Denial> {
         let principal = self.principal();
         match &self.sql {
-            Some(text) => decide_as(&principal, policies, text, masks).map(|_| LoginAs::default()),
+            Some(text) => decide_as(&principal, policies, text, masks).map(|_| Login::default()),
             None => decide_connect(&principal, policies),
         }
     }
 
-    fn login(&self) -> LoginAs {
-        LoginAs {
+    fn login(&self) -> Login {
+        Login {
             credential: self.credential.clone(),
             database: self.database.clone(),
         }
@@ -127,7 +127,7 @@ fn masks(columns: &[String]) -> Vec<MaskRule> {
     columns.iter().map(rule).collect()
 }
 
-fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<LoginAs, Denial> {
+fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<Login, Denial> {
     let operation = Operation::Connect {
         target: "shop",
         database: "shop",

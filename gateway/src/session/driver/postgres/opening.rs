@@ -18,7 +18,7 @@ use super::upstream::{Connection, Dial};
 use crate::app::Gateway;
 use crate::audit::event::{Event, SessionId, Stage, Who};
 use crate::config::Target;
-use crate::policy::{Denial, LoginAs, Principal, Verdict};
+use crate::policy::{Denial, Login, Principal, Verdict};
 use crate::protocol::postgres::encode::ErrorText;
 use crate::protocol::postgres::startup::Startup;
 use crate::session::decide::{Derived, Judge, Ruling};
@@ -91,7 +91,7 @@ impl Opening {
         }
     }
 
-    /// An agent's end is on this host, but can vanish with its network namespace.
+    /// An agent's socket is this host's own, but a network namespace can be far away.
     pub(super) fn keep_alive(&self, socket: &TcpStream) {
         if let Err(error) = keepalive::set(socket, self.target.keepalive) {
             tracing::debug!(session = %self.session, %error, "keep-alive was refused");
@@ -218,7 +218,7 @@ impl Opening {
         &mut self,
         parameters: &parameters::Accepted,
         gateway: &Gateway,
-    ) -> Result<(Judge, String, LoginAs), Refusal> {
+    ) -> Result<(Judge, String, Login), Refusal> {
         let mut judge = Judge {
             policies: Arc::clone(&gateway.policies),
             principal: self.principal.clone(),

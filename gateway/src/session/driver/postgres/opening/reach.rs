@@ -10,7 +10,7 @@ use super::{Opening, Refusal, refusal};
 use crate::app::{Gateway, Place};
 use crate::audit::event::Stage;
 use crate::intercept::dns::DnsError;
-use crate::policy::LoginAs;
+use crate::policy::Login;
 use crate::session::driver::postgres::upstream::{self, Connection, Dial, UpstreamError};
 
 /// Where the session looks up names that have no schema, in order; pg_catalog is left out.
@@ -50,7 +50,7 @@ impl Opening {
     pub(super) async fn connect(
         &mut self,
         database: &str,
-        login: &LoginAs,
+        login: &Login,
         settings: &[(String, String)],
         gateway: &Gateway,
     ) -> Result<(Dial, Connection), Refusal> {
@@ -84,7 +84,7 @@ impl Opening {
         &self,
         address: SocketAddr,
         database: &str,
-        login: &LoginAs,
+        login: &Login,
         gateway: &Gateway,
     ) -> Result<Dial, Refusal> {
         let host = self.host.as_deref();
