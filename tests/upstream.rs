@@ -140,7 +140,7 @@ fn verify_full(setup: Setup, authority: &Authority) -> Setup {
 #[track_caller]
 fn refused(setup: Setup, sqlstate: &str) -> String {
     let mut gateway = setup.start();
-    let heard = error_at_the_start(&gateway);
+    let heard = error_at_the_start(&gateway, "shop");
     gateway.is_alive();
     assert_eq!(gateway.events().count("session.open"), 0);
     assert!(heard.contains(&format!("C {sqlstate}\n")), "{heard}");
@@ -152,13 +152,14 @@ fn refused(setup: Setup, sqlstate: &str) -> String {
 
 /// What a client hears instead of being let in.
 #[track_caller]
-fn error_at_the_start(gateway: &Gateway) -> String {
+fn error_at_the_start(gateway: &Gateway, database: &str) -> String {
     let script = Script::plain(
         gateway,
         "startup_error.py",
         include_str!("clients/startup_error.py"),
     );
     let port = gateway.database_port().to_string();
-    let client = gateway.as_agent(script.words(["127.0.0.1", &port]));
+    let client =
+        gateway.as_agent(script.words(["127.0.0.1", &port, "user", "me", "database", database]));
     client.succeeds().text()
 }

@@ -1,6 +1,6 @@
 """Connects as a client would and prints the fields of the error that it gets, a line each.
 
-startup_error.py HOST PORT [NAME VALUE]...
+startup_error.py HOST PORT NAME VALUE...
 """
 
 import socket
@@ -8,7 +8,6 @@ import struct
 import sys
 
 host, port, *parameters = sys.argv[1:]
-parameters = parameters or ["user", "me", "database", "shop"]
 body = struct.pack("!i", 196608) + b"".join(word.encode() + b"\0" for word in parameters) + b"\0"
 gateway = socket.create_connection((host, int(port)), timeout=60)
 gateway.sendall(struct.pack("!i", len(body) + 4) + body)

@@ -151,6 +151,12 @@ impl Setup {
         self
     }
 
+    /// Opens every database to agents.
+    pub fn of_any_database(mut self) -> Self {
+        self.only = None;
+        self
+    }
+
     /// Masks one more column.
     pub fn masking(mut self, column: &str, with: &str) -> Self {
         self.masks.push(mask(column, with));

@@ -168,7 +168,11 @@ impl Fake {
 
     /// Answers the StartupMessage with these bytes and hangs up.
     pub fn saying(bytes: Vec<u8>) -> Fake {
-        Self::at("127.0.0.1", 0, move |mut gateway| {
+        Self::saying_at("127.0.0.1", 0, bytes)
+    }
+
+    pub fn saying_at(ip: &str, port: u16, bytes: Vec<u8>) -> Fake {
+        Self::at(ip, port, move |mut gateway| {
             read_startup(&mut gateway)?;
             gateway.write_all(&bytes)?;
             // Until the gateway has read it.

@@ -1,7 +1,7 @@
 //! What the target asks for, and what the gateway accepts to be asked for.
 
 use super::between::{Between, Fake, Meddling, NAME, fatal};
-use super::{COUNT_PRODUCTS, refused, verify_full};
+use super::{COUNT_PRODUCTS, error_at_the_start, refused, verify_full};
 use crate::harness::postgres::USER;
 use crate::harness::{Authentication, Authority, Postgres, Setup};
 
@@ -205,10 +205,11 @@ fn the_targets_own_limits_and_databases() {
     assert!(heard.contains("refused the connection"), "{heard}");
     assert!(!heard.contains("shop_app"), "{heard}");
 
-    server.admin("ALTER DATABASE shop RENAME TO other");
-    let heard = refused(Setup::in_front_of(&server), "3D000");
+    server.admin("ALTER ROLE shop_app CONNECTION LIMIT -1");
+    let gateway = Setup::in_front_of(&server).of_any_database().start();
+    let heard = error_at_the_start(&gateway, "nowhere");
     assert!(
-        heard.contains("M database \"shop\" does not exist\n"),
+        heard.contains("C 3D000\nM database \"nowhere\" does not exist\n"),
         "{heard}"
     );
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 
-use super::between::{Fake, NAME};
+use super::between::{Fake, NAME, fatal};
 use super::{COUNT_PRODUCTS, error_at_the_start, refused};
 use crate::harness::gateway::psql_words;
 use crate::harness::program::run;
@@ -60,6 +60,25 @@ fn the_next_address_is_tried_when_one_says_nothing() {
         .start();
     gateway.psql([COUNT_PRODUCTS]).succeeds().prints("4");
     drop(silent);
+}
+
+/// It is there, and speaks for itself alone.
+#[test]
+fn the_next_address_is_tried_while_one_is_starting_up() {
+    let server = Postgres::start();
+    let _starting = Fake::saying_at(
+        "127.0.0.2",
+        server.port(),
+        fatal("57P03", "the database system is starting up"),
+    );
+    let gateway = Setup::in_front_of(&server)
+        .of_target(&format!(
+            "dial = \"db.internal:{}\"\nallow_local = true",
+            server.port()
+        ))
+        .hosts("127.0.0.2 db.internal\n127.0.0.1 db.internal\n")
+        .start();
+    gateway.psql([COUNT_PRODUCTS]).succeeds().prints("4");
 }
 
 /// A refused login is the target's answer, whichever of its addresses gave it.
@@ -152,7 +171,7 @@ fn one_session_more_than_the_target_takes() {
         .start();
     let first = Held::open(&gateway);
     let second = Held::open(&gateway);
-    let heard = error_at_the_start(&gateway);
+    let heard = error_at_the_start(&gateway, "shop");
     assert!(
         heard.contains("C 53300\nM sorry, too many clients already\n"),
         "{heard}"

@@ -9,7 +9,7 @@ const READER: &str = "[targets.shop.credentials.reader]\nuser = \"shop_reader\"\
 
 fn with_reader(server: &Postgres) -> Setup {
     server.admin(&format!(
-        "CREATE ROLE shop_reader LOGIN PASSWORD '{READER_PASSWORD}'; GRANT SELECT ON products TO shop_reader"
+        "CREATE ROLE shop_reader LOGIN PASSWORD '{READER_PASSWORD}'; GRANT SELECT ON products, customers TO shop_reader"
     ));
     Setup::in_front_of(server)
         .private_file("etc/sluice/credentials/reader", READER_PASSWORD)
@@ -48,6 +48,18 @@ fn a_policy_maps_the_role_and_pins_the_database() {
         ])
         .succeeds()
         .prints("shop_reader|shop|4");
+    gateway
+        .as_agent([
+            "psql",
+            "-X",
+            "-At",
+            "-d",
+            &address,
+            "-c",
+            "SELECT card_number FROM customers WHERE id = 1",
+        ])
+        .succeeds()
+        .prints("************1111");
     let opened = gateway.event("session.open");
     for (member, expected) in [
         ("db_user", "anybody"),

@@ -543,7 +543,7 @@ pub(crate) mod tests {
             database: Some("shop".into()),
             database_asked: None,
             db_user: Some("me".into()),
-            db_role: None,
+            db_role: Some("shop_app".into()),
         }
     }
 

@@ -183,8 +183,12 @@ fn say(event: &Event, length: Length) -> Said {
             let host = host
                 .as_deref()
                 .map_or(String::new(), |host| format!("{} at ", one_line(host)));
+            let role = who
+                .db_role
+                .as_deref()
+                .map_or(String::new(), |role| format!(" as {}", one_line(role)));
             let text = format!(
-                "{} at {host}{}{tls}{} · {}",
+                "{}{role} at {host}{}{tls}{} · {}",
                 place(who),
                 one_line(upstream),
                 process(who),
@@ -412,7 +416,7 @@ mod tests {
             ),
             (
                 open(1),
-                "2b3a4e01 report-bot   ● open        shop/shop at 127.0.0.1:5432 from psql[7] · agents-may-connect",
+                "2b3a4e01 report-bot   ● open        shop/shop as shop_app at 127.0.0.1:5432 from psql[7] · agents-may-connect",
             ),
             (
                 intent(1, 1, "SELECT name\n  FROM customers"),

@@ -1,6 +1,5 @@
 //! Opening: from an identified agent's StartupMessage to a session that is logged in and on record.
 
-use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
@@ -51,7 +50,7 @@ pub(super) struct Opening {
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) stage: Stage,
-    sqlstate: Cow<'static, str>,
+    sqlstate: Box<str>,
     pub(super) denial: Denial,
 }
 
@@ -71,7 +70,7 @@ impl Refusal {
 
 fn refusal(
     stage: Stage,
-    sqlstate: impl Into<Cow<'static, str>>,
+    sqlstate: impl Into<Box<str>>,
     rule: &str,
     message: String,
     detail: String,
@@ -197,7 +196,6 @@ impl Opening {
             .connect(&judge.database, &login, &settings, gateway)
             .await?;
         connection.place = Some(place);
-        self.who.db_role = Some(dial.credential.user.clone());
         let catalogues = gateway.catalogues(&dial);
         // It takes no SQL, so no names are looked up.
         if parameters.replication != Some(Replication::Physical) {

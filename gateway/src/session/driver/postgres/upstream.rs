@@ -157,6 +157,16 @@ impl UpstreamError {
             | UpstreamError::Unanswered => false,
         }
     }
+
+    /// The target's message, if it refused in words.
+    pub fn said(&self) -> Option<String> {
+        let UpstreamError::Refused { message, .. } = self else {
+            return None;
+        };
+        let fields = backend::error_fields(message).ok()?;
+        let (_, text) = fields.iter().find(|(code, _)| *code == b'M')?;
+        Some(String::from_utf8_lossy(text).into_owned())
+    }
 }
 
 /// Dials, secures and logs in; `settings` are start-up parameters beside user and database.

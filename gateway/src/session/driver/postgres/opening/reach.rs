@@ -11,7 +11,6 @@ use crate::app::{Gateway, Place};
 use crate::audit::event::Stage;
 use crate::intercept::dns::DnsError;
 use crate::policy::Login;
-use crate::protocol::postgres::{Message, backend};
 use crate::session::driver::postgres::upstream::{self, Connection, Dial, UpstreamError};
 
 /// Where the session looks up names that have no schema, in order; pg_catalog is left out.
@@ -49,7 +48,7 @@ impl Opening {
     /// Logs in at the first address of the target that will have it. All of them together have the target's
     /// connect_timeout, each an equal share of what is left of it.
     pub(super) async fn connect(
-        &self,
+        &mut self,
         database: &str,
         login: &Login,
         settings: &[(String, String)],
@@ -62,25 +61,23 @@ impl Opening {
             .map_err(|error| self.unresolved(&error))?;
         let deadline = Instant::now() + self.target.connect_timeout;
         let mut failed = UpstreamError::Dial(std::io::ErrorKind::AddrNotAvailable.into());
-        let mut role = None;
         for (tried, &address) in addresses.iter().enumerate() {
             let dial = self.dial(address, database, login, gateway)?;
+            self.who.db_role = Some(dial.credential.user.clone());
             let untried = u32::try_from(addresses.len() - tried).unwrap_or(u32::MAX);
             let share = deadline.saturating_duration_since(Instant::now()) / untried.max(1);
             match upstream::connect_within(share, &dial, settings).await {
                 Ok(connection) => return Ok((dial, connection)),
                 Err(error) => {
-                    tracing::warn!(session = %self.session, target = self.target.name, %address, %error, "no connection to an address of the target");
-                    let is_of_the_address = error.is_of_the_address();
+                    tracing::warn!(session = %self.session, target = self.target.name, %address, %error, said = error.said(), "no connection to an address of the target");
                     failed = error;
-                    role = Some(dial.credential.user.clone());
-                    if !is_of_the_address {
+                    if !failed.is_of_the_address() {
                         break;
                     }
                 }
             }
         }
-        Err(self.unreachable(&failed, role.as_deref()))
+        Err(self.unreachable(&failed))
     }
 
     fn dial(
@@ -136,7 +133,7 @@ impl Opening {
     ) -> Result<(), Refusal> {
         let rows = upstream::ask(connection, SCHEMAS)
             .await
-            .map_err(|error| self.unreachable(&error, None))?;
+            .map_err(|error| self.unreachable(&error))?;
         let schemas: Vec<&str> = rows
             .iter()
             .flatten()
@@ -161,20 +158,22 @@ impl Opening {
         ))
     }
 
-    /// `role`: whom the gateway logged in as, whose name does not reach the agent.
-    fn unreachable(&self, error: &UpstreamError, role: Option<&str>) -> Refusal {
+    fn unreachable(&self, error: &UpstreamError) -> Refusal {
         let target = &self.target.name;
         match error {
-            UpstreamError::Refused { sqlstate, message }
+            UpstreamError::Refused { sqlstate, .. }
                 if ABOUT_THE_TARGET.contains(&sqlstate.as_str()) =>
             {
                 // Of these, the words name only what the agent brought along.
                 let names_no_role = matches!(sqlstate.as_str(), "22023" | "3D000" | "42704");
-                let said = primary_message(message)
+                // The name of the role that the gateway logs in as does not reach the agent.
+                let role = self.who.db_role.as_deref();
+                let said = error
+                    .said()
                     .filter(|said| names_no_role || role.is_none_or(|role| !said.contains(role)));
                 refusal(
                     Stage::Upstream,
-                    sqlstate.clone(),
+                    sqlstate.as_str(),
                     "target:refused",
                     said.unwrap_or_else(|| format!("target \"{target}\" refused the connection")),
                     format!("Rule target:refused: target \"{target}\" said so, not the gateway."),
@@ -199,11 +198,4 @@ fn hint(sqlstate: &str) -> &'static str {
         "22023" | "42704" => "Connect without this setting, or with another value.",
         _ => BETWEEN,
     }
-}
-
-/// The error's message in the server's words.
-fn primary_message(message: &Message) -> Option<String> {
-    let fields = backend::error_fields(message).ok()?;
-    let (_, text) = fields.iter().find(|(code, _)| *code == b'M')?;
-    Some(String::from_utf8_lossy(text).into_owned())
 }

@@ -18,6 +18,9 @@ use crate::protocol::postgres::encode;
 /// default is 4096. `postgres-protocol` stops there too, but says less about it.
 const MAX_SCRAM_ITERATIONS: u32 = 100_000;
 
+/// Longer than any reply: a buffer that grows leaves copies behind that nothing wipes. A password has 4 KiB at most.
+const LONGEST_REPLY: usize = 8 << 10;
+
 /// What the connection to the server is worth.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Channel {
@@ -77,7 +80,6 @@ pub enum Next {
 }
 
 /// A message that is wiped when it has been sent.
-#[derive(Debug, Default)]
 pub struct Reply(BytesMut);
 
 impl Reply {
@@ -194,7 +196,7 @@ impl<'a> Login<'a> {
 }
 
 fn reply(write: impl FnOnce(&mut BytesMut)) -> Next {
-    let mut reply = Reply::default();
+    let mut reply = Reply(BytesMut::with_capacity(LONGEST_REPLY));
     write(&mut reply.0);
     Next::Answer(Secret::new(reply))
 }
