@@ -97,8 +97,7 @@ pub fn any_scalar(
         _ => {
             let limit = match text_within_any(type_oid, format, bytes) {
                 Some(text) => text.len(),
-                // Two bytes of a numeric are four digits.
-                None => bytes.len().saturating_mul(4).saturating_add(64),
+                None => worth(bytes),
             };
             Ok(look(&decode(type_oid, format, bytes, limit).text))
         }
@@ -151,6 +150,12 @@ fn text_within(form: Form, bytes: &[u8]) -> Option<&[u8]> {
         (Form::Char, [_]) => Some(bytes),
         _ => None,
     }
+}
+
+/// The most text that is made of a scalar where its limit is not the caller's: two bytes of a numeric are
+/// four digits. Only a number that is mostly zeros nobody sent has more.
+fn worth(bytes: &[u8]) -> usize {
+    bytes.len().saturating_mul(4).saturating_add(64)
 }
 
 fn beginning(text: &str, limit: usize) -> &str {

@@ -4,7 +4,7 @@
 //! holds scalars.
 
 use super::types::{Form, form_of};
-use super::{Format, Text, decode};
+use super::{Decoded, Format, Text, decode, worth};
 use crate::protocol::cursor::{Cursor, Malformed};
 
 /// `MAXDIM` of PostgreSQL.
@@ -108,8 +108,9 @@ pub(super) fn array(bytes: &[u8], out: &mut Text) -> Result<(), Malformed> {
         match element {
             None => out.push("NULL"),
             Some(bytes) => {
-                let text = inner(array.element, bytes, out.limit)?;
-                push_element(&text, out);
+                let element = inner(array.element, bytes)?;
+                push_element(&element.text, out);
+                out.whole &= element.whole;
             }
         }
         index += 1;
@@ -127,16 +128,16 @@ fn is_at_border(index: usize, count: usize) -> bool {
     index.is_multiple_of(count)
 }
 
-/// A value inside of another, which is not known if this one is not.
-fn inner(type_oid: u32, bytes: &[u8], limit: usize) -> Result<String, Malformed> {
-    // One byte more than the whole may have: then the whole is cut, too.
-    let decoded = decode(type_oid, Format::Binary, bytes, limit.saturating_add(1));
+/// A value inside of another, which is not known if this one is not. Whether it is quoted depends on all of
+/// it, so it is not cut where the whole will be.
+fn inner(type_oid: u32, bytes: &[u8]) -> Result<Decoded<'_>, Malformed> {
+    let decoded = decode(type_oid, Format::Binary, bytes, worth(bytes));
     match decoded.hex {
         true => Err(Malformed::Value {
             what: "type",
             value: type_oid.into(),
         }),
-        false => Ok(decoded.text.into_owned()),
+        false => Ok(decoded),
     }
 }
 
@@ -197,24 +198,27 @@ pub(super) fn range(of: u32, bytes: &[u8], out: &mut Text) -> Result<(), Malform
     };
     out.push(bracket(LOWER_INCLUSIVE, "[", "("));
     if let Some(lower) = range.lower {
-        push_bound(&inner(of, lower, out.limit)?, out);
+        push_bound(&inner(of, lower)?, out);
     }
     out.push(",");
     if let Some(upper) = range.upper {
-        push_bound(&inner(of, upper, out.limit)?, out);
+        push_bound(&inner(of, upper)?, out);
     }
     out.push(bracket(UPPER_INCLUSIVE, "]", ")"));
     Ok(())
 }
 
 /// Quoted where it would be read as something else (`range_bound_escape`).
-fn push_bound(text: &str, out: &mut Text) {
+fn push_bound(bound: &Decoded<'_>, out: &mut Text) {
+    let text = &*bound.text;
     let special = |c| is_space(c) || matches!(c, '"' | '\\' | '(' | ')' | '[' | ']' | ',');
     if !text.is_empty() && !text.contains(special) {
-        return out.push(text);
+        out.push(text);
+    } else {
+        let escaped = text.replace('\\', "\\\\").replace('"', "\"\"");
+        out.put(format_args!("\"{escaped}\""));
     }
-    let escaped = text.replace('\\', "\\\\").replace('"', "\"\"");
-    out.put(format_args!("\"{escaped}\""));
+    out.whole &= bound.whole;
 }
 
 /// Ranges, one after the other.
