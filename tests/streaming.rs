@@ -302,6 +302,26 @@ fn single_values_of_200_mb_pass_in() {
 }
 
 #[test]
+fn what_passes_in_pieces_is_on_record() {
+    let both = Both::with(Setup::as_superuser_of_any_database);
+    both.the_same(&["value_in", "1000000"]);
+    both.the_same(&["value_out", "1000000"]);
+    both.gateway.wait_for(2, "session.close");
+    let mut recorded = [0; 256];
+    for entry in fs::read_dir(both.gateway.recordings()).expect("there are some") {
+        let file = fs::read(entry.expect("it is readable").path());
+        for byte in file.expect("it is readable") {
+            recorded[usize::from(byte)] += 1;
+        }
+    }
+    // The Bind and the COPY; a row of each protocol, and the other COPY.
+    for (byte, least) in [(b'v', 2), (b'x', 1), (b'y', 1), (b'z', 1)] {
+        let count = recorded[usize::from(byte)];
+        assert!(count >= least * 1_000_000, "{count} bytes {byte}");
+    }
+}
+
+#[test]
 fn messages_over_the_limit_are_refused_by_name() {
     let server = Postgres::asking_for(Authentication::Trust);
     let mut gateway = Setup::in_front_of(&server).policy("allow-all").install();
