@@ -2,7 +2,8 @@
 //!
 //! Arguments go to the test runner: `cargo xtask test masks` runs the tests whose name contains "masks".
 //! `cargo xtask test bypass` runs the attacks on the interception and prints what became of each;
-//! `cargo xtask test pg-suites` runs PostgreSQL's own suites and prints what differs through the gateway.
+//! `cargo xtask test pg-suites` runs PostgreSQL's own suites and prints what differs through the gateway;
+//! `cargo xtask test big` passes gigabytes and prints what that takes of the gateway's memory.
 
 use std::process::{Command, Stdio};
 
@@ -10,6 +11,7 @@ use anyhow::{Result, ensure};
 
 use crate::{build, build_ebpf, packages, toolchain};
 
+mod big;
 mod bypass;
 mod pg_suites;
 
@@ -18,6 +20,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     packages::for_tests()?;
     build::run(&[])?;
     match arguments {
+        [only] if only == "big" => return big::run(),
         [only] if only == "bypass" => return bypass::run(),
         [only] if only == "pg-suites" => return pg_suites::run(),
         _ => {}

@@ -17,8 +17,9 @@ pub const ROOM: usize = 64 << 10;
 const SPARE: usize = 4;
 
 /// Shorter bytes are copied behind the ones before them, longer ones are passed on as they are: a
-/// reference and a slot in the next writev(2) cost about as much as copying this many.
-const WORTH_A_SLICE: usize = 4 << 10;
+/// reference, a frame of their own in the recording and a slot in the next writev(2) cost about as much as
+/// copying this many.
+const WORTH_A_SLICE: usize = 16 << 10;
 
 thread_local! {
     static BUFFERS: RefCell<Vec<BytesMut>> = const { RefCell::new(Vec::new()) };

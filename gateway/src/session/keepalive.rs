@@ -4,33 +4,22 @@ use std::io;
 use std::time::Duration;
 
 use nix::sys::socket::setsockopt;
-use nix::sys::socket::sockopt::{
-    KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout,
-};
+use nix::sys::socket::sockopt::{KeepAlive, TcpKeepCount, TcpKeepIdle, TcpKeepInterval};
 use tokio::net::TcpStream;
-
-use super::watch;
 
 /// How often a silent peer is asked before it counts as gone.
 const PROBES: u32 = 6;
 
 /// Has the kernel ask the other end after `silence` whether it is still there.
 ///
-/// `TCP_USER_TIMEOUT` also bounds how long sent bytes may stay unacknowledged. The kernel counts a peer that is
-/// there and does not read (its window is zero) the same way, so it must not be less than the gateway itself
-/// waits for one: a server may read nothing while it waits for a lock.
+/// A peer that is there and does not read (its window is zero) answers, and may take as long as it likes: a
+/// server reads nothing while it waits for a lock. `TCP_USER_TIMEOUT` would end such a connection.
 pub fn set(socket: &TcpStream, silence: Duration) -> io::Result<()> {
     let seconds = u32::try_from(silence.as_secs()).unwrap_or(u32::MAX).max(1);
     let interval = (seconds / PROBES).max(1);
-    let patience = (silence + watch::WRITE).as_millis();
     setsockopt(socket, TcpKeepIdle, &seconds)?;
     setsockopt(socket, TcpKeepInterval, &interval)?;
     setsockopt(socket, TcpKeepCount, &PROBES)?;
-    setsockopt(
-        socket,
-        TcpUserTimeout,
-        &u32::try_from(patience).unwrap_or(u32::MAX),
-    )?;
     setsockopt(socket, KeepAlive, &true)?;
     Ok(())
 }
@@ -53,6 +42,5 @@ mod tests {
         assert_eq!(getsockopt(&socket, TcpKeepIdle).unwrap(), 60);
         assert_eq!(getsockopt(&socket, TcpKeepInterval).unwrap(), 10);
         assert_eq!(getsockopt(&socket, TcpKeepCount).unwrap(), 6);
-        assert_eq!(getsockopt(&socket, TcpUserTimeout).unwrap(), 360_000);
     }
 }

@@ -167,6 +167,24 @@ impl AsyncWrite for AgentWriter {
         }
     }
 
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        pieces: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            AgentWriter::Plain(half) => Pin::new(half).poll_write_vectored(cx, pieces),
+            AgentWriter::Tls(half) => Pin::new(half).poll_write_vectored(cx, pieces),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            AgentWriter::Plain(half) => half.is_write_vectored(),
+            AgentWriter::Tls(half) => half.is_write_vectored(),
+        }
+    }
+
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             AgentWriter::Plain(half) => Pin::new(half).poll_flush(cx),

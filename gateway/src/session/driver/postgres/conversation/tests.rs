@@ -7,7 +7,7 @@ use bytes::{BufMut, BytesMut};
 use super::Conversation;
 use crate::audit::event::StatementOutcome::{self, Error, Ok as Done, Skipped, Suspended};
 use crate::policy::Denial;
-use crate::protocol::postgres::{Message, ProtocolError, Sender, decode};
+use crate::protocol::postgres::{Decoder, Frame, Message, ProtocolError, Sender, decode};
 use crate::session::decide::{Allowed, Analysed, Meaning, Runs};
 use crate::session::driver::postgres::bound::Bound;
 use crate::session::driver::postgres::catalogue::Catalogue;
@@ -555,4 +555,38 @@ fn several_statements_in_a_parse_are_none() {
     parse(&mut it, b"", "SELECT 1; SELECT 2");
     it.bind(b"", b"", Bound::default());
     assert_eq!(runs(&it, b""), "");
+}
+
+/// A long message is one row, or one part of COPY data, in however many pieces it passes.
+#[test]
+fn a_message_in_pieces_counts_once() {
+    let mut conversation = conversation();
+    conversation.query(&allowed(1));
+    let mut delivery = Delivery::default();
+    let mut done = Vec::new();
+    let mut wire = BytesMut::from(&message(b'D', &[0; 100_000]).bytes()[..]);
+    let mut decoder = Decoder::new(Sender::Backend, 1 << 20);
+    let mut late = wire.split_off(70_000);
+    for arrived in [&mut wire, &mut late] {
+        let frame = decoder.next(arrived, |tag| conversation.passes_unread(tag));
+        let Ok(Some(Frame::Piece(piece))) = frame else {
+            panic!("not a piece");
+        };
+        conversation.piece(&piece, &mut delivery).unwrap();
+    }
+    let complete = [complete(), ready(b'I')];
+    for message in &complete {
+        conversation
+            .answer(message, &mut delivery, &mut done)
+            .unwrap();
+    }
+    assert_eq!((done[0].rows, done[0].bytes), (1, 100_000));
+    assert!(conversation.is_settled());
+    // Nothing runs any more.
+    wire = BytesMut::from(&message(b'd', &[0; 100_000]).bytes()[..70_000]);
+    let frame = Decoder::new(Sender::Backend, 1 << 20).next(&mut wire, |_| true);
+    let Ok(Some(Frame::Piece(piece))) = frame else {
+        panic!("not a piece");
+    };
+    assert!(conversation.piece(&piece, &mut delivery).is_err());
 }

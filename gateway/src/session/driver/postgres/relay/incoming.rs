@@ -78,8 +78,10 @@ impl Incoming {
         if self.buffer.capacity() == 0 {
             self.buffer = buffers::take();
         }
-        // At least half of what is read at once: less would mean many small reads.
-        if self.buffer.capacity() - self.buffer.len() < ROOM / 2 {
+        // From the front again, if what was read is gone. Else at least half of what is read at once: less
+        // would mean many small reads.
+        let room = self.buffer.capacity() - self.buffer.len();
+        if !self.buffer.try_reclaim(ROOM) && room < ROOM / 2 {
             self.buffer.reserve(ROOM);
         }
     }
