@@ -70,20 +70,29 @@ pub struct Postgres {
 impl Postgres {
     /// A server as Debian would set it up: SCRAM-SHA-256, no TLS.
     pub fn start() -> Postgres {
-        Self::launch(Authentication::ScramSha256, None)
+        Self::launch(Authentication::ScramSha256, None, "")
+    }
+
+    /// A server whose log can be decoded, and that believes everybody, the superuser too.
+    pub fn with_logical_log() -> Postgres {
+        Self::launch(Authentication::Trust, None, "wal_level = logical\n")
     }
 
     /// A server that asks for the password in its own way.
     pub fn asking_for(authentication: Authentication) -> Postgres {
-        Self::launch(authentication, None)
+        Self::launch(authentication, None, "")
     }
 
     /// A server that takes TLS connections only.
     pub fn with_tls(certificate: &Certificate) -> Postgres {
-        Self::launch(Authentication::ScramSha256, Some(certificate))
+        Self::launch(Authentication::ScramSha256, Some(certificate), "")
     }
 
-    fn launch(authentication: Authentication, certificate: Option<&Certificate>) -> Postgres {
+    fn launch(
+        authentication: Authentication,
+        certificate: Option<&Certificate>,
+        settings: &str,
+    ) -> Postgres {
         super::require_root();
         let template = template();
         let folder = public_folder("postgres");
@@ -91,6 +100,11 @@ impl Postgres {
         let port = Port::reserve();
         let data = folder.path().join("data");
         write_access_rules(&data, authentication, certificate);
+        fs::OpenOptions::new()
+            .append(true)
+            .open(data.join("postgresql.conf"))
+            .and_then(|mut file| file.write_all(settings.as_bytes()))
+            .expect("the template has settings");
         let server = spawn(&data, folder.path(), port.number);
         let postgres = Postgres {
             folder,
@@ -284,7 +298,8 @@ fn write_access_rules(
     };
     let method = authentication.method();
     let rules = format!(
-        "local all all trust\n{kind} all all 127.0.0.1/32 {method}\n{kind} all all ::1/128 {method}\n"
+        "local all all trust\n{kind} all all 127.0.0.1/32 {method}\n{kind} all all ::1/128 {method}\n\
+         {kind} replication all 127.0.0.1/32 {method}\n"
     );
     write_for_postgres(&data.join("pg_hba.conf"), &rules);
     if let Some(certificate) = certificate {

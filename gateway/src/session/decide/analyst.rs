@@ -20,6 +20,16 @@ pub struct Analysed {
 }
 
 impl Analysed {
+    /// Whether it copies all columns of a masked table, whatever they are now.
+    pub fn copies_whole_table(&self) -> bool {
+        let mut copies = self
+            .facts
+            .statements
+            .iter()
+            .filter_map(|it| it.copy.as_ref());
+        copies.any(|copy| matches!(copy.sent, Some(sql::copy::Sent::Table { .. })))
+    }
+
     /// Every relation the text names.
     pub fn tables(&self) -> impl Iterator<Item = &Table> {
         let statements = self.facts.statements.iter();

@@ -91,6 +91,11 @@ impl Open {
                 tokio::pin!(requests, responses);
                 tokio::select! {
                     said = &mut requests => {
+                        if let Err(RelayError::TargetIo(error)) = said {
+                            // Most likely it has said why it takes nothing more.
+                            let responses = tokio::time::timeout(watch::GOODBYE, responses);
+                            return responses.await.unwrap_or(Err(RelayError::TargetIo(error)));
+                        }
                         said?;
                         // The goodbye is passed on; what the target still has to say is delivered.
                         let _ = tokio::time::timeout(watch::GOODBYE, responses).await;

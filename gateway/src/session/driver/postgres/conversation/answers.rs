@@ -305,6 +305,7 @@ impl Conversation {
             Some(_) => self.skip_to_sync(),
         }
         if fatal {
+            self.over = true;
             let unrun = self.pending.iter_mut().skip(1).flat_map(Pending::take);
             done.extend(unrun.map(|it| it.done(StatementOutcome::Skipped, None, None)));
         }

@@ -74,6 +74,8 @@ pub struct Conversation {
     /// After an error in the extended protocol the server skips everything up to the next Sync.
     failed: bool,
     copies: Copies,
+    /// The server has said that it closes.
+    over: bool,
     /// Syncs in flight.
     syncs: usize,
     /// Counts the statements that can give known names another meaning.
@@ -93,6 +95,7 @@ impl Conversation {
             pending: VecDeque::new(),
             failed: false,
             copies: Copies::default(),
+            over: false,
             syncs: 0,
             naming: 0,
             statements: HashMap::new(),
@@ -102,6 +105,11 @@ impl Conversation {
             next_stmt: 1,
             strings: Strings::Standard,
         }
+    }
+
+    /// Whether the server has said that it closes: how it does makes no difference then.
+    pub fn is_over(&self) -> bool {
+        self.over
     }
 
     pub fn update_catalogue(&mut self, catalogue: Arc<Catalogue>) {

@@ -392,7 +392,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             Err(denied) => return Ok(Ruling::Denied(denied)),
         };
         let mut catalogue = self.catalogue().await?;
-        if !analysed.tables().all(|table| catalogue.knows(table)) {
+        if analysed.copies_whole_table() || !analysed.tables().all(|table| catalogue.knows(table)) {
             catalogue = self.catalogues.renewed().await?;
             self.session
                 .conversation()

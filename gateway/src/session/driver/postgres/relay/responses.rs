@@ -46,12 +46,11 @@ where
             .map_err(RelayError::AgentIo)?;
         session.delivering.store(false, Ordering::Relaxed);
         buffer.reserve(READ);
-        let read = target
-            .read_buf(&mut buffer)
-            .await
-            .map_err(RelayError::TargetIo)?;
-        if read == 0 {
-            return Ok(());
+        match target.read_buf(&mut buffer).await {
+            Ok(0) => return Ok(()),
+            Ok(_) => {}
+            Err(_) if session.conversation().is_over() => return Ok(()),
+            Err(error) => return Err(RelayError::TargetIo(error)),
         }
     }
 }
