@@ -70,34 +70,43 @@ pub struct Postgres {
 impl Postgres {
     /// A server as Debian would set it up: SCRAM-SHA-256, no TLS.
     pub fn start() -> Postgres {
-        Self::launch(Authentication::ScramSha256, None)
+        Self::launch(Authentication::ScramSha256, None, "")
+    }
+
+    /// A server whose log can be decoded, and that believes everybody, the superuser too.
+    pub fn with_logical_log() -> Postgres {
+        Self::launch(Authentication::Trust, None, "wal_level = logical\n")
     }
 
     /// A server that asks for the password in its own way.
     pub fn asking_for(authentication: Authentication) -> Postgres {
-        Self::launch(authentication, None)
+        Self::launch(authentication, None, "")
     }
 
     /// A server that takes TLS connections only.
     pub fn with_tls(certificate: &Certificate) -> Postgres {
-        Self::launch(Authentication::ScramSha256, Some(certificate))
+        Self::launch(Authentication::ScramSha256, Some(certificate), "")
     }
 
     /// A server that takes TLS connections of both kinds of address in one way, written as in pg_hba.conf;
     /// `authority` signs its clients' certificates.
     pub fn with_tls_and(method: &str, certificate: &Certificate, authority: String) -> Postgres {
         let files = Some((certificate, Some(authority)));
-        Self::launch_ruled("hostssl", method, files, false)
+        Self::launch_ruled("hostssl", method, files, false, "")
     }
 
-    fn launch(authentication: Authentication, certificate: Option<&Certificate>) -> Postgres {
+    fn launch(
+        authentication: Authentication,
+        certificate: Option<&Certificate>,
+        settings: &str,
+    ) -> Postgres {
         let kind = match certificate {
             Some(_) => "hostssl",
             None => "host",
         };
         let is_md5 = authentication == Authentication::Md5;
         let files = certificate.map(|certificate| (certificate, None));
-        Self::launch_ruled(kind, authentication.method(), files, is_md5)
+        Self::launch_ruled(kind, authentication.method(), files, is_md5, settings)
     }
 
     fn launch_ruled(
@@ -105,6 +114,7 @@ impl Postgres {
         method: &str,
         tls: Option<(&Certificate, Option<String>)>,
         is_md5: bool,
+        settings: &str,
     ) -> Postgres {
         super::require_root();
         let template = template();
@@ -116,6 +126,11 @@ impl Postgres {
         if let Some((certificate, authority)) = tls {
             write_tls(&data, certificate, authority);
         }
+        fs::OpenOptions::new()
+            .append(true)
+            .open(data.join("postgresql.conf"))
+            .and_then(|mut file| file.write_all(settings.as_bytes()))
+            .expect("the template has settings");
         let server = spawn(&data, folder.path(), port.number);
         let postgres = Postgres {
             folder,
@@ -299,7 +314,8 @@ fn load_shop(folder: &Path, port: u16) {
 
 fn write_access_rules(data: &Path, kind: &str, method: &str) {
     let rules = format!(
-        "local all all trust\n{kind} all all 127.0.0.1/32 {method}\n{kind} all all ::1/128 {method}\n"
+        "local all all trust\n{kind} all all 127.0.0.1/32 {method}\n{kind} all all ::1/128 {method}\n\
+         {kind} replication all 127.0.0.1/32 {method}\n"
     );
     write_for_postgres(&data.join("pg_hba.conf"), &rules);
 }

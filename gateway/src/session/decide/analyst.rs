@@ -29,6 +29,13 @@ impl Analysed {
         &self.statements
     }
 
+    /// Whether it copies all columns of a masked table, whatever they are now.
+    pub fn copies_whole_table(&self) -> bool {
+        let copies = self.statements.iter().filter_map(|it| it.copy());
+        let mut sent = copies.filter_map(|copy| copy.sent.as_ref());
+        sent.any(|sent| matches!(sent, sql::copy::Sent::Table { .. }))
+    }
+
     /// Every relation the text names.
     pub fn tables(&self) -> impl Iterator<Item = &Table> {
         self.statements.iter().flat_map(|it| it.tables())

@@ -80,6 +80,10 @@ impl Meaning {
         &self.shown
     }
 
+    pub(super) fn copy(&self) -> Option<&sql::copy::Copy> {
+        self.statement.copy.as_ref()
+    }
+
     pub fn makes(&self) -> Option<&Arc<Meaning>> {
         self.makes.as_ref()
     }

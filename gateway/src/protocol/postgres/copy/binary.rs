@@ -70,6 +70,7 @@ impl Rows {
                     Found::Trailer => {
                         out.extend_from_slice(&held.split_to(2));
                         self.part = Part::End;
+                        self.needed = 0;
                     }
                     Found::Part(needed) => self.needed = needed,
                 },

@@ -254,6 +254,9 @@ impl Rewriter {
             if step == Step::EndOfValue {
                 continue;
             }
+            if *read > LONGEST_ROW {
+                return Err(CopyError::LongRow);
+            }
             let row = self.held.split_to(*read);
             *read = 0;
             let ends = std::mem::take(ends);

@@ -603,7 +603,8 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             Err(denied) => return Ok(Err(denied)),
         };
         let mut catalogue = self.catalogue().await?;
-        if !analysed.tables().all(|table| catalogue.knows(table)) {
+        let known = analysed.tables().all(|table| catalogue.knows(table));
+        if analysed.copies_whole_table() || !known {
             catalogue = self.renewed().await?;
         }
         Ok(Ok((analysed, catalogue)))

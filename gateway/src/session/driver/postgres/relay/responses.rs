@@ -50,7 +50,12 @@ where
             .delivering
             .store(said.is_within(), Ordering::Relaxed);
         session.answered.notify_one();
-        let read = said.read(target).await.map_err(RelayError::TargetIo)?;
+        let read = match said.read(target).await {
+            Ok(read) => read,
+            // It has said why it closes; how it does says nothing more.
+            Err(_) if answers.closed.fatal.is_some() => 0,
+            Err(error) => return Err(RelayError::TargetIo(error)),
+        };
         if read == 0 {
             return Ok(answers.closed);
         }
