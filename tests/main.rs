@@ -9,6 +9,7 @@ mod broker;
 mod bypass;
 mod cancel;
 mod denials;
+mod deny_table;
 mod dns;
 mod evidence;
 mod gateway_killed;

@@ -2,6 +2,8 @@
 //!
 //! Arguments go to the test runner: `cargo xtask test masks` runs the tests whose name contains "masks".
 //! `cargo xtask test bypass` runs the attacks on the interception and prints what became of each;
+//! `cargo xtask test denials` denies statements in every client and order of messages, beside the server's own
+//! permission error, and prints what differs;
 //! `cargo xtask test pg-suites` runs PostgreSQL's own suites and prints what differs through the gateway.
 
 use std::process::{Command, Stdio};
@@ -11,6 +13,7 @@ use anyhow::{Result, ensure};
 use crate::{build, build_ebpf, packages, toolchain};
 
 mod bypass;
+mod deny;
 mod pg_suites;
 
 pub fn run(arguments: &[String]) -> Result<()> {
@@ -19,6 +22,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     build::run(&[])?;
     match arguments {
         [only] if only == "bypass" => return bypass::run(),
+        [only] if only == "denials" => return deny::run(),
         [only] if only == "pg-suites" => return pg_suites::run(),
         _ => {}
     }
