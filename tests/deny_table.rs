@@ -11,6 +11,7 @@ mod sheet;
 
 use serde_json::Value;
 
+use crate::harness::by_hand::by_hand;
 use crate::harness::program::{Ended, run};
 use crate::harness::{Authentication, Gateway, NodeScript, Postgres, Script, Setup};
 use explained::{Explained, PSQL, WIRE};
@@ -18,7 +19,7 @@ use sheet::Sheet;
 
 /// What both are denied: the clerk by missing privileges, the agent by [`POLICY`]. The schema is refused when
 /// a statement is parsed, where the gateway decides; a table when it is bound or executed.
-const TABLES: &str = "
+pub const TABLES: &str = "
 CREATE ROLE shop_clerk LOGIN;
 CREATE TABLE journal (n integer, note text);
 CREATE TABLE parcels (id integer);
@@ -33,7 +34,7 @@ GRANT ALL ON journal, parcels, vault.ledger TO shop_app;
 GRANT EXECUTE ON FUNCTION shred() TO shop_app;
 ";
 
-const POLICY: &str = r#"
+pub const POLICY: &str = r#"
 @id("no-vault")
 forbid (principal, action, resource is Sluice::Table) when { resource.schema == "vault" };
 @id("no-parcels")
@@ -50,7 +51,7 @@ const KEPT: &str = "SELECT (SELECT count(*) FROM orders), (SELECT count(*) FROM 
 #[test]
 fn messages_by_hand() {
     let site = Site::new(|setup| setup);
-    let script = Script::plain(
+    let script = by_hand(
         &site.gateway,
         "deny_wire.py",
         include_str!("clients/deny_wire.py"),
@@ -64,7 +65,7 @@ fn messages_by_hand() {
 #[test]
 fn messages_by_hand_where_nothing_is_masked() {
     let site = Site::new(Setup::as_superuser_of_any_database);
-    let script = Script::plain(
+    let script = by_hand(
         &site.gateway,
         "deny_wire.py",
         include_str!("clients/deny_wire.py"),

@@ -5,9 +5,23 @@ types of all messages in their order, SQLSTATEs, command tags and the status in 
 """
 
 import json
-import socket
-import struct
 import sys
+
+from deny_protocol import (
+    DONE,
+    FLUSH,
+    SYNC,
+    Connection,
+    bind,
+    call,
+    close,
+    data,
+    describe,
+    execute,
+    parse,
+    query,
+    run,
+)
 
 # Without USAGE on its schema the server refuses it when it is parsed, which is where the gateway decides.
 DENIED = "DELETE FROM vault.ledger"
@@ -17,107 +31,7 @@ BY_TABLE = "DELETE FROM orders"
 READ_BY_TABLE = "SELECT id FROM parcels"
 NOTE = "INSERT INTO journal VALUES (1, 'noted')"
 ROWS = "SELECT n FROM generate_series(1, 5) AS n"
-
-
-def message(kind, *parts):
-    body = b"".join(parts)
-    return kind + struct.pack("!i", len(body) + 4) + body
-
-
-def text(value):
-    return value.encode() + b"\0"
-
-
-def query(sql):
-    return message(b"Q", text(sql))
-
-
-def parse(sql, name=""):
-    return message(b"P", text(name), text(sql), struct.pack("!h", 0))
-
-
-def bind(portal="", statement="", formats=()):
-    formats = struct.pack(f"!h{len(formats)}h", len(formats), *formats)
-    return message(b"B", text(portal), text(statement), struct.pack("!hh", 0, 0), formats)
-
-
-def describe(kind, name=""):
-    return message(b"D", kind, text(name))
-
-
-def execute(portal="", rows=0):
-    return message(b"E", text(portal), struct.pack("!i", rows))
-
-
-def close(kind, name=""):
-    return message(b"C", kind, text(name))
-
-
-def run(sql):
-    """All that a driver sends for one statement, but for the Sync."""
-    return parse(sql) + bind() + describe(b"P") + execute()
-
-
-def call(function):
-    return message(b"F", struct.pack("!Ihhh", function, 0, 0, 0))
-
-
-def data(rows):
-    return message(b"d", rows)
-
-
-SYNC, FLUSH, DONE = message(b"S"), message(b"H"), message(b"c")
 COPY = b"1\tcopied\n2\tcopied\n"
-
-
-class Connection:
-    def __init__(self):
-        self.socket = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30)
-        self.buffer, self.messages = b"", []
-        parameters = text("user") + text("shop_clerk") + text("database") + text("shop") + b"\0"
-        startup = struct.pack("!i", 196608) + parameters
-        self.send(struct.pack("!i", len(startup) + 4) + startup)
-        self.until(b"Z")
-
-    def send(self, *parts):
-        self.socket.sendall(b"".join(parts))
-
-    def message(self):
-        while True:
-            if len(self.buffer) >= 5:
-                length = 1 + struct.unpack("!i", self.buffer[1:5])[0]
-                if len(self.buffer) >= length:
-                    whole, self.buffer = self.buffer[:length], self.buffer[length:]
-                    return whole[:1], whole[5:]
-            received = self.socket.recv(65536)
-            if not received:
-                return b"", b""
-            self.buffer += received
-
-    def until(self, last, count=1):
-        """What comes up to the `count`th message of that type, a word for each."""
-        words = []
-        while count:
-            kind, body = self.message()
-            words.append(self.word(kind, body))
-            if not kind:
-                break
-            count -= kind == last
-        return " ".join(words)
-
-    def word(self, kind, body):
-        if kind == b"E":
-            fields = {part[:1]: part[1:].decode() for part in body.split(b"\0") if part}
-            if fields[b"C"] == "42501":
-                self.messages.append(fields[b"M"])
-            return f"E:{fields[b'V']}/{fields[b'C']}"
-        if kind == b"C":
-            return f"C:{body[:-1].decode()}"
-        return {b"Z": f"Z:{body.decode()}" if kind == b"Z" else "", b"": "closed"}.get(kind, kind.decode())
-
-    def ask(self, *parts, syncs=1):
-        self.send(*parts)
-        return self.until(b"Z", syncs)
 
 
 def simple(c):
@@ -486,7 +400,7 @@ def rows():
             pass
         counts.append(int(found[1][6:]))
         c.until(b"Z")
-    c.send(message(b"X"))
+    c.close()
     return counts
 
 
@@ -500,7 +414,7 @@ for order in ORDERS:
     if not seen[-1].endswith("closed"):
         seen.append("next " + connection.ask(query("SELECT 'next'")))
         seen.append("next " + connection.ask(run("SELECT 'next'"), SYNC))
-    connection.socket.close()
+    connection.close()
     change = [after - then for after, then in zip(rows(), before)]
     seen.append(f"journal {change[0]:+}, orders {change[1]:+}")
     print(json.dumps({"order": order.__name__, "seen": seen, "messages": connection.messages}), flush=True)

@@ -13,6 +13,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub mod authority;
+pub mod by_hand;
 pub mod cgroup;
 pub mod events;
 pub mod gateway;
