@@ -126,9 +126,8 @@ impl Site {
         assert_eq!(connections.len(), 1, "one connection");
         let recorded = connections.remove(0);
         let answers = recorded.of_the_server();
-        let tags = mock::messages(&answers)
-            .iter()
-            .map(|message| char::from(message[0]));
+        let answers = mock::messages(&answers).into_iter();
+        let tags = answers.map(|message| char::from(message[0]));
         Conversation {
             sent: recorded.of_the_client(),
             answered: tags.filter(|tag| *tag != 'K').collect(),
