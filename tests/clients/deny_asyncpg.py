@@ -69,10 +69,22 @@ async def at_parse_of_a_name(seen):
     await seen.of(seen.connection.fetchval("SELECT $1::int", 7))
 
 
+# Natively a DELETE is refused when it is executed; the gateway has reasons of its own to decide there.
+AT_EXECUTE = {
+    "directly": ("DELETE FROM orders WHERE id = $1", 1),
+    "by parameter": ("INSERT INTO journal SELECT 1, $1", "contraband"),
+    "in binary": ("SELECT card_number FROM customers WHERE id = $1", 1),
+}
+
+
 async def at_execute(seen):
-    """The gateway's own denial at Execute; natively a DELETE is refused there."""
-    masked = "SELECT card_number FROM customers"
-    await seen.of(seen.connection.fetch("DELETE FROM orders" if sys.argv[3] == "directly" else masked))
+    await seen.of(seen.connection.fetch(*AT_EXECUTE[sys.argv[3]]))
+    transaction = seen.connection.transaction()
+    await transaction.start()
+    await seen.of(seen.connection.execute(NOTE))
+    await seen.of(seen.connection.execute(*AT_EXECUTE[sys.argv[3]]))
+    await seen.of(seen.connection.fetch("SELECT 'too early'"))
+    await seen.of(transaction.rollback())
 
 
 async def in_a_transaction(seen):

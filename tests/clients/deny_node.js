@@ -88,10 +88,19 @@ async function at_parse_of_a_name(seen) {
   await seen.of(query);
 }
 
-/** The gateway's own denial at Execute; natively a DELETE is refused there. */
+// Natively a DELETE is refused when it is executed; the gateway has reasons of its own to decide there.
+const AT_EXECUTE = {
+  directly: { text: "DELETE FROM orders WHERE id = $1", values: [1] },
+  "by parameter": { text: "INSERT INTO journal SELECT 1, $1", values: ["contraband"] },
+  "in binary": { text: "SELECT card_number FROM customers WHERE id = $1", values: [1], binary: true },
+};
+
 async function at_execute(seen) {
-  const text = way === "directly" ? "DELETE FROM orders" : "SELECT card_number FROM customers";
-  await seen.of(() => seen.client.query({ text, values: [], binary: true, queryMode: "extended" }));
+  await seen.of(() => seen.client.query(AT_EXECUTE[way]));
+  await seen.run("BEGIN");
+  await seen.of(() => seen.client.query(AT_EXECUTE[way]));
+  await seen.run("SELECT 'too early'");
+  await seen.run("ROLLBACK");
 }
 
 async function in_a_transaction(seen) {

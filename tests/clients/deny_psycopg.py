@@ -74,6 +74,22 @@ def with_binary_results(seen):
     seen.run(f"{READ} WHERE n = %s", params=(1,), binary=True)
 
 
+# Natively a DELETE is refused when it is executed; the gateway has reasons of its own to decide there.
+AT_EXECUTE = {
+    "directly": ("DELETE FROM orders WHERE id = %s", 1),
+    "by parameter": ("INSERT INTO journal SELECT 1, %s", "contraband"),
+    "in binary": ("SELECT card_number FROM customers WHERE id = %s", 1),
+}
+
+
+def at_execute(seen):
+    statement, value = AT_EXECUTE[sys.argv[3]]
+    seen.run(statement, params=(value,), binary=True)
+    with seen.connection.transaction(force_rollback=True):
+        seen.run(statement, params=(value,), binary=True, prepare=True)
+        seen.run("SELECT 'too early'")
+
+
 def in_a_transaction(seen):
     seen.connection.autocommit = False
     seen.run(NOTE)
@@ -239,6 +255,7 @@ ORDERS = [
     at_parse,
     at_parse_of_a_name,
     with_binary_results,
+    at_execute,
     in_a_transaction,
     in_a_transaction_that_commits,
     with_savepoints,

@@ -222,12 +222,45 @@ def at_execute(c):
     yield c.ask(parse(BY_TABLE), bind(), execute(), SYNC)
 
 
-def at_execute_in_binary(c):
-    """The gateway's own denial at Execute; natively a DELETE is refused there, which has no rows to ask for."""
-    statement = BY_TABLE if sys.argv[3] == "directly" else "SELECT card_number FROM customers"
-    yield c.ask(run(NOTE), parse(statement), bind(formats=(1,)), execute(), run(NOTE), SYNC)
+# Natively a DELETE is refused when it is executed; the gateway has reasons of its own to decide there.
+AT_EXECUTE = {
+    "directly": ("DELETE FROM orders WHERE id = $1", {"values": [b"1"]}),
+    "by parameter": ("INSERT INTO journal SELECT 1, $1", {"values": [b"contraband"]}),
+    "in binary": ("SELECT card_number FROM customers", {"formats": [1]}),
+}
+
+
+def at_execute_alone(c):
+    """What is bound is known only now."""
+    statement, bound = AT_EXECUTE[sys.argv[3]]
+    yield c.ask(run(NOTE), parse(statement), bind(**bound), execute(), run(NOTE), SYNC)
+    yield c.ask(run(NOTE), SYNC, parse(statement), bind(**bound), execute(), SYNC, run(NOTE), SYNC, syncs=3)
+    c.send(parse(statement), bind(**bound), execute(), FLUSH)
+    yield c.until(b"E")
+    yield c.ask(SYNC)
+
+
+def at_execute_in_a_transaction(c):
+    statement, bound = AT_EXECUTE[sys.argv[3]]
     yield c.ask(query("BEGIN"))
-    yield c.ask(parse(statement), bind("p", formats=(1,)), execute("p"), SYNC)
+    yield c.ask(run(NOTE), SYNC)
+    yield c.ask(query("SAVEPOINT here"))
+    yield c.ask(parse(statement), bind("p", **bound), execute("p"), SYNC)
+    yield c.ask(query("SELECT 'too early'"))
+    yield c.ask(query("ROLLBACK TO here"))
+    yield c.ask(parse(statement), bind(**bound), execute(), run(NOTE), SYNC)
+    yield c.ask(query("COMMIT"))
+
+
+def at_execute_of_a_name(c):
+    """The statement stays, and so does what was bound; each Execute is decided again."""
+    statement, bound = AT_EXECUTE[sys.argv[3]]
+    yield c.ask(parse(statement, "s"), SYNC)
+    yield c.ask(bind("", "s", **bound), execute(), SYNC)
+    yield c.ask(bind("", "s", **bound), execute(), SYNC)
+    yield c.ask(query("BEGIN"))
+    yield c.ask(bind("p", "s", **bound), SYNC)
+    yield c.ask(execute("p"), SYNC)
     yield c.ask(query("ROLLBACK"))
 
 
@@ -369,7 +402,9 @@ ORDERS = [
     at_parse_with_describe,
     at_bind,
     at_execute,
-    at_execute_in_binary,
+    at_execute_alone,
+    at_execute_in_a_transaction,
+    at_execute_of_a_name,
     in_a_portal,
     in_a_cursor,
     beside_a_suspended_portal,
@@ -405,8 +440,8 @@ def rows():
 
 
 # Where nothing is masked, nothing is denied for being asked for in binary.
-if sys.argv[4:] == ["unmasked"]:
-    ORDERS.remove(at_execute_in_binary)
+if sys.argv[4:] == ["unmasked"] and sys.argv[3] != "by parameter":
+    ORDERS = [order for order in ORDERS if order.__name__[:11] != "at_execute_"]
 for order in ORDERS:
     before = rows()
     connection = Connection()
