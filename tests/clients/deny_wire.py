@@ -440,7 +440,7 @@ def rows():
 
 
 # Where nothing is masked, nothing is denied for being asked for in binary.
-if sys.argv[4:] == ["unmasked"] and sys.argv[3] != "by parameter":
+if sys.argv[4:] == ["unmasked"]:
     ORDERS = [order for order in ORDERS if order.__name__[:11] != "at_execute_"]
 for order in ORDERS:
     before = rows()
