@@ -13,10 +13,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub mod authority;
+pub mod by_hand;
 pub mod cgroup;
 pub mod events;
 pub mod gateway;
 pub mod issuer;
+pub mod node;
 pub mod port;
 pub mod postgres;
 pub mod program;
@@ -27,6 +29,7 @@ pub mod uplink;
 
 pub use authority::Authority;
 pub use gateway::{Gateway, Setup};
+pub use node::NodeScript;
 pub use postgres::{Authentication, Postgres};
 pub use python::Script;
 

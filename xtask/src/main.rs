@@ -21,11 +21,12 @@ usage: cargo xtask TASK
   build-ebpf   build the kernel programs alone
   demo         install what is missing, build, and show the whole path [--keep, --end]
   test         every test, privileged ones included (root) [bypass: the attacks alone, as a table;
+               denials: denied statements, in every client and message order, as a table;
                pg-suites: PostgreSQL's own suites, through the gateway and directly]
   lint         formatting and clippy, host and kernel code
   bench        speed, against the server itself and a plain hop, as medians [quick]
   kernels      load the kernel programs into other kernels, in QEMU [VERSION…]
-  ci           what the gate runs [--fuzz: each fuzz target for 60 s]
+  ci           what the gate runs [--fuzz: each fuzz target for 60 s; --fuzz=SECONDS TARGET…]
 ";
 
 fn main() -> ExitCode {

@@ -2,6 +2,8 @@
 //!
 //! Arguments go to the test runner: `cargo xtask test masks` runs the tests whose name contains "masks".
 //! `cargo xtask test bypass` runs the attacks on the interception and prints what became of each;
+//! `cargo xtask test denials` denies statements in every client and order of messages, beside the server's own
+//! permission error, and prints what differs;
 //! `cargo xtask test pg-suites` runs PostgreSQL's own suites and prints what differs through the gateway;
 //! `cargo xtask test big` passes gigabytes and prints what that takes of the gateway's memory.
 
@@ -13,6 +15,7 @@ use crate::{build, build_ebpf, packages, toolchain};
 
 mod big;
 mod bypass;
+mod deny;
 mod pg_suites;
 
 pub fn run(arguments: &[String]) -> Result<()> {
@@ -22,6 +25,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     match arguments {
         [only] if only == "big" => return big::run(),
         [only] if only == "bypass" => return bypass::run(),
+        [only] if only == "denials" => return deny::run(),
         [only] if only == "pg-suites" => return pg_suites::run(),
         _ => {}
     }
