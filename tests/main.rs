@@ -8,6 +8,7 @@ mod harness;
 mod broker;
 mod bypass;
 mod cancel;
+mod client_matrix;
 mod denials;
 mod dns;
 mod evidence;
