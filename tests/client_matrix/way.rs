@@ -15,18 +15,11 @@ const DEADLINE: Duration = Duration::from_secs(900);
 /// Whatever stands behind the gateway.
 pub trait Server {
     fn port(&self) -> u16;
-
-    /// Runs SQL as the superuser, around everything under test.
-    fn admin(&self, sql: &str) -> String;
 }
 
 impl Server for Postgres {
     fn port(&self) -> u16 {
         Postgres::port(self)
-    }
-
-    fn admin(&self, sql: &str) -> String {
-        Postgres::admin(self, sql)
     }
 }
 
@@ -80,8 +73,20 @@ impl Way {
         self.server.port()
     }
 
+    /// Runs SQL as the superuser, around everything under test.
+    #[track_caller]
     pub fn admin(&self, sql: &str) -> String {
-        self.server.admin(sql)
+        self.admin_in("postgres", sql)
+    }
+
+    #[track_caller]
+    pub fn admin_in(&self, database: &str, sql: &str) -> String {
+        let port = self.port().to_string();
+        let mut psql = Command::new("psql");
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-h", "127.0.0.1"])
+            .args(["-p", &port, "-U", "postgres", "-d", database, "-f", "-"]);
+        let ended = run_within(DEADLINE, psql, sql.as_bytes()).succeeds();
+        ended.text().trim_end().to_owned()
     }
 
     /// A program that runs as nobody, which an agent is too, and finds the server in its environment.

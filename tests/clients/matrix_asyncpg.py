@@ -32,9 +32,17 @@ SETUP = """
 """
 
 
-def connect(**more):
-    settings = {"search_path": "matrix_asyncpg"} | more.pop("server_settings", {})
-    return asyncpg.connect(host=sys.argv[1], port=int(sys.argv[2]), user="postgres", database="postgres", server_settings=settings, **more)
+SERVER = {"host": sys.argv[1], "port": int(sys.argv[2]), "user": "postgres", "database": "postgres"}
+
+
+async def here(connection):
+    await connection.execute("SET search_path = matrix_asyncpg")
+
+
+async def connect(**more):
+    connection = await asyncpg.connect(**SERVER, **more)
+    await here(connection)
+    return connection
 
 
 def check(function):
@@ -98,7 +106,7 @@ OUT = [
     ("composite", "ROW(1, 'x')::pair, ROW(NULL, NULL)::pair, ARRAY[ROW(1, 'y')::pair]"),
     ("record", "ROW(1, 'x'::text, NULL::int), ROW()"),
     ("domain", "5::positive"),
-    ("geometry", "'(1,2)'::point, '((0,0),(1,1))'::box, '<(0,0),1>'::circle, '[(0,0),(1,1)]'::path"),
+    ("geometry", "'(1,2)'::point, '((0,0),(1,1))'::box, '<(0,0),1>'::circle"),
     ("bits", "B'101', '1010'::varbit"),
     ("money and xml", "12.34::money, '<a/>'::xml"),
     ("search", "'a fat cat'::tsvector, 'fat & cat'::tsquery"),
@@ -483,7 +491,7 @@ async def copy_from_a_table(connection):
 @check
 async def copy_much(connection):
     await connection.execute("CREATE TEMP TABLE much (n int, pad text)")
-    tag = await connection.copy_records_to_table("much", records=((n, "padding " * 4) for n in range(50_000)))
+    tag = await connection.copy_records_to_table("much", records=((n, "padding " * 4) for n in range(5_000)))
     return tag, tuple(await connection.fetchrow("SELECT count(*), sum(n), sum(length(pad)) FROM much"))
 
 
@@ -568,9 +576,7 @@ async def terminated(connection):
 
 @check
 async def pool(_):
-    settings = {"search_path": "matrix_asyncpg"}
-    made = asyncpg.create_pool(host=sys.argv[1], port=int(sys.argv[2]), user="postgres", database="postgres", min_size=2, max_size=5, server_settings=settings)
-    async with made as pool:
+    async with asyncpg.create_pool(**SERVER, min_size=2, max_size=5, setup=here) as pool:
         return await asyncio.gather(*(pool.fetchval("SELECT word FROM item WHERE id = $1", n) for n in range(1, 31)))
 
 
@@ -615,13 +621,13 @@ async def reset_and_discard(connection):
 
 @check
 async def large_value(connection):
-    text = await connection.fetchval("SELECT repeat('0123456789', 2000000)")
+    text = await connection.fetchval("SELECT repeat('0123456789', 300000)")
     return len(text), await connection.fetchval("SELECT md5($1::text)", text)
 
 
 @check
 async def large_result(connection):
-    rows = await connection.fetch("SELECT n, md5(n::text), NULL::int FROM generate_series(1, 100000) AS n")
+    rows = await connection.fetch("SELECT n, md5(n::text), NULL::int FROM generate_series(1, 20000) AS n")
     return len(rows), tuple(rows[-1]), sum(row[0] for row in rows)
 
 
@@ -639,7 +645,7 @@ async def types_looked_up(connection):
 
 
 async def main():
-    connection = await asyncpg.connect(host=sys.argv[1], port=int(sys.argv[2]), user="postgres", database="postgres")
+    connection = await asyncpg.connect(**SERVER)
     await connection.execute(SETUP)
     await connection.close()
     for name, function in CHECKS:

@@ -682,7 +682,7 @@ def copy_much(connection):
     connection.execute("CREATE TEMP TABLE much (n int, pad text)")
     with connection.cursor() as cursor:
         with cursor.copy("COPY much FROM STDIN") as copy:
-            for n in range(50_000):
+            for n in range(5_000):
                 copy.write_row((n, "padding " * 4))
         with cursor.copy("COPY (SELECT * FROM much ORDER BY n) TO STDOUT") as copy:
             size = sum(len(block) for block in copy)
@@ -860,6 +860,12 @@ def start_up_parameters(_):
 
 
 @check
+def start_up_search_path(_):
+    with psycopg.connect(sys.argv[1], options="-c search_path=matrix_psycopg") as other:
+        return other.execute("SELECT count(*) FROM item").fetchone()
+
+
+@check
 def latin1(_):
     with psycopg.connect(sys.argv[1], client_encoding="LATIN1") as other:
         seen = other.execute("SELECT %s, 'ü', length(%s)", ("äöü", "äöü")).fetchone()
@@ -896,14 +902,14 @@ def advisory_locks(connection):
 
 @check
 def large_value(connection):
-    text = connection.execute("SELECT repeat('0123456789', 2000000)").fetchone()[0]
+    text = connection.execute("SELECT repeat('0123456789', 300000)").fetchone()[0]
     return len(text), connection.execute("SELECT md5(%s), length(%b)", (text, text)).fetchone()
 
 
 @check
 def large_result(connection):
     with connection.cursor(binary=True) as cursor:
-        cursor.execute("SELECT n, md5(n::text), NULL::int FROM generate_series(1, 100000) AS n")
+        cursor.execute("SELECT n, md5(n::text), NULL::int FROM generate_series(1, 20000) AS n")
         rows = cursor.fetchall()
     return len(rows), rows[-1], sum(row[0] for row in rows)
 
@@ -963,7 +969,8 @@ def main():
     with psycopg.connect(sys.argv[1], autocommit=True) as connection:
         connection.execute(SETUP)
     for name, function in CHECKS:
-        with psycopg.connect(sys.argv[1], autocommit=True, options="-c search_path=matrix_psycopg") as connection:
+        with psycopg.connect(sys.argv[1], autocommit=True) as connection:
+            connection.execute("SET search_path = matrix_psycopg")
             try:
                 print(f"ok {name}: {function(connection)!r}", flush=True)
             except Exception as error:  # noqa: BLE001: whatever it is, it is what this check saw
