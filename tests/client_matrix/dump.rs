@@ -90,7 +90,7 @@ fn dumped_and_restored(way: &Way, place: &Place, rows: &str) -> Run {
         custom.stderr.clone(),
     )]);
     let before = way.admin_in("source", CONTENT);
-    way.admin("DROP DATABASE source");
+    way.admin("DROP DATABASE source WITH (FORCE)");
 
     let restore = way.run(&[
         "pg_restore",

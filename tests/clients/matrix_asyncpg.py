@@ -16,6 +16,7 @@ import uuid
 
 import asyncpg
 
+# Each a name, a function, and whether it leaves the connection as it found it.
 CHECKS = []
 
 SETUP = """
@@ -46,13 +47,13 @@ async def connect(**more):
 
 
 def check(function):
-    CHECKS.append((function.__name__, function))
+    CHECKS.append((function.__name__, function, False))
     return function
 
 
 def family(name, cases, function):
     for case, *arguments in cases:
-        CHECKS.append((f"{name} {case}", lambda connection, arguments=arguments: function(connection, *arguments)))
+        CHECKS.append((f"{name} {case}", lambda connection, arguments=arguments: function(connection, *arguments), True))
 
 
 def diagnostics(error):
@@ -644,18 +645,26 @@ async def types_looked_up(connection):
     return tuple(row), [(p.name, p.kind, p.schema) for p in statement.get_parameters()]
 
 
+async def run(name, function, connection):
+    try:
+        print(f"ok {name}: {await asyncio.wait_for(function(connection), 60)!r}", flush=True)
+    except Exception as error:  # noqa: BLE001: whatever it is, it is what this check saw
+        print(f"FAILED {name}: {type(error).__name__} {error}".replace("\n", " "), flush=True)
+
+
 async def main():
     connection = await asyncpg.connect(**SERVER)
     await connection.execute(SETUP)
     await connection.close()
-    for name, function in CHECKS:
-        connection = await connect()
-        try:
-            print(f"ok {name}: {await asyncio.wait_for(function(connection), 60)!r}", flush=True)
-        except Exception as error:  # noqa: BLE001: whatever it is, it is what this check saw
-            print(f"FAILED {name}: {type(error).__name__} {error}".replace("\n", " "), flush=True)
-        finally:
-            connection.terminate()
+    shared = await connect()
+    for name, function, clean in CHECKS:
+        if clean:
+            await run(name, function, shared)
+        else:
+            own = await connect()
+            await run(name, function, own)
+            own.terminate()
+    shared.terminate()
 
 
 asyncio.run(main())

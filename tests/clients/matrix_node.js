@@ -29,8 +29,10 @@ const SETUP = `
         $$ BEGIN RAISE NOTICE 'told %', 7 USING DETAIL = 'why', HINT = 'how'; RAISE WARNING 'and told'; END $$;
 `;
 
+// Each a name, a function, and whether it leaves the connection as it found it.
 const CHECKS = [];
-const check = (name, run) => CHECKS.push([name, run]);
+const check = (name, run) => CHECKS.push([name, run, false]);
+const clean = (name, run) => CHECKS.push([name, run, true]);
 const md5 = (data) => createHash('md5').update(data).digest('hex');
 const pause = (time) => new Promise((resolve) => setTimeout(resolve, time));
 
@@ -94,7 +96,7 @@ const OUT = {
 
 for (const [name, expressions] of Object.entries(OUT)) {
   for (const binary of [false, true]) {
-    check(`${binary ? 'binary' : 'text'} out ${name}`, async (client) => {
+    clean(`${binary ? 'binary' : 'text'} out ${name}`, async (client) => {
       const result = await client.query({ text: `SELECT ${expressions}`, rowMode: 'array', binary, values: [] });
       return [described(result), result.rows];
     });
@@ -135,7 +137,7 @@ const IN = {
 };
 
 for (const [name, [kind, value]] of Object.entries(IN)) {
-  check(`in ${name}`, async (client) => {
+  clean(`in ${name}`, async (client) => {
     const text = `SELECT $1::${kind} AS back, md5($1::${kind}::text) AS digest, $1::${kind} IS NULL AS missing`;
     const row = (await client.query(text, [value])).rows[0];
     if (Buffer.isBuffer(row.back) && row.back.length > 100) row.back = md5(row.back);
@@ -294,8 +296,8 @@ const ERRORS = {
 };
 
 for (const [name, text] of Object.entries(ERRORS)) {
-  check(`simple error ${name}`, (client) => refused(client.query(text), client));
-  check(`extended error ${name}`, (client) => refused(client.query({ text, values: [], queryMode: 'extended' }), client));
+  clean(`simple error ${name}`, (client) => refused(client.query(text), client));
+  clean(`extended error ${name}`, (client) => refused(client.query({ text, values: [], queryMode: 'extended' }), client));
 }
 
 check('error of a value', (client) => refused(client.query('SELECT $1::int', ['x']), client));
@@ -496,29 +498,40 @@ check('wide result', async (client) => {
 
 const shown = (value) => inspect(value, { depth: 6, breakLength: Infinity, compact: true, maxArrayLength: 60, maxStringLength: 2000 }).replace(/\n/g, ' ');
 
+async function connect() {
+  const client = new pg.Client(settings());
+  client.on('error', () => {});
+  await client.connect();
+  await client.query('SET search_path = matrix_node');
+  return client;
+}
+
+async function run(name, check, client) {
+  let timer;
+  const late = new Promise((_, reject) => {
+    timer = setTimeout(() => reject(new Error('no end within 60 s')), 60000);
+  });
+  try {
+    console.log(`ok ${name}: ${shown(await Promise.race([check(client), late]))}`);
+  } catch (error) {
+    console.log(`FAILED ${name}: ${shown(error.message)}`);
+  }
+  clearTimeout(timer);
+}
+
 async function main() {
   const first = new pg.Client(settings());
   await first.connect();
   await first.query(SETUP);
   await first.end();
-  for (const [name, run] of CHECKS) {
-    const client = new pg.Client(settings());
-    client.on('error', () => {});
-    await client.connect();
-    await client.query('SET search_path = matrix_node');
-    let timer;
-    const late = new Promise((_, reject) => {
-      timer = setTimeout(() => reject(new Error('no end within 60 s')), 60000);
-    });
-    try {
-      console.log(`ok ${name}: ${shown(await Promise.race([run(client), late]))}`);
-    } catch (error) {
-      console.log(`FAILED ${name}: ${shown(error.message)}`);
-    }
-    clearTimeout(timer);
+  const shared = await connect();
+  for (const [name, check, clean] of CHECKS) {
+    const client = clean ? shared : await connect();
+    await run(name, check, client);
     // Not `end`: where a check leaves a query behind, that would wait for it.
-    client.connection.stream.destroy();
+    if (!clean) client.connection.stream.destroy();
   }
+  shared.connection.stream.destroy();
 }
 
 main();

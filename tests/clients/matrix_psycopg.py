@@ -22,6 +22,7 @@ from psycopg.types.json import Json, Jsonb
 from psycopg.types.range import Range
 from psycopg.types.multirange import Multirange
 
+# Each a name, a function, and whether it leaves the connection as it found it.
 CHECKS = []
 
 SETUP = """
@@ -39,13 +40,13 @@ SETUP = """
 
 
 def check(function):
-    CHECKS.append((function.__name__, function))
+    CHECKS.append((function.__name__, function, False))
     return function
 
 
 def family(name, cases, function):
     for case, *arguments in cases:
-        CHECKS.append((f"{name} {case}", lambda connection, arguments=arguments: function(connection, *arguments)))
+        CHECKS.append((f"{name} {case}", lambda connection, arguments=arguments: function(connection, *arguments), True))
 
 
 def diagnostics(error):
@@ -450,6 +451,7 @@ def notices(connection, level):
     heard = []
     connection.add_notice_handler(lambda d: heard.append((d.severity, d.sqlstate, d.message_primary, d.message_detail, d.message_hint, d.context)))
     connection.execute("SELECT tell(%s)", (level,))
+    connection.execute("RESET client_min_messages")
     return [notice for notice in heard if "told" in notice[2]]
 
 
@@ -637,7 +639,7 @@ ROWS = [(1, "plain"), (2, None), (3, "tab\tnew\nline\\ 'q' \"d\""), (4, "ä€�
 
 
 def copy_both_ways(connection, form):
-    connection.execute("CREATE TEMP TABLE copied (id int, word text)")
+    connection.execute("DROP TABLE IF EXISTS copied, back; CREATE TEMP TABLE copied (id int, word text)")
     with connection.cursor() as cursor:
         cursor.executemany("INSERT INTO copied VALUES (%s, %s)", ROWS)
         with cursor.copy(f"COPY copied TO STDOUT {form}") as copy:
@@ -965,16 +967,29 @@ def wrong_database(_):
         return error.sqlstate, str(error).split("FATAL:")[-1].strip()
 
 
+def run(name, function, connection):
+    try:
+        print(f"ok {name}: {function(connection)!r}", flush=True)
+    except Exception as error:  # noqa: BLE001: whatever it is, it is what this check saw
+        print(f"FAILED {name}: {type(error).__name__} {error}".replace("\n", " "), flush=True)
+
+
+def connect():
+    connection = psycopg.connect(sys.argv[1], autocommit=True)
+    connection.execute("SET search_path = matrix_psycopg")
+    return connection
+
+
 def main():
     with psycopg.connect(sys.argv[1], autocommit=True) as connection:
         connection.execute(SETUP)
-    for name, function in CHECKS:
-        with psycopg.connect(sys.argv[1], autocommit=True) as connection:
-            connection.execute("SET search_path = matrix_psycopg")
-            try:
-                print(f"ok {name}: {function(connection)!r}", flush=True)
-            except Exception as error:  # noqa: BLE001: whatever it is, it is what this check saw
-                print(f"FAILED {name}: {type(error).__name__} {error}".replace("\n", " "), flush=True)
+    with connect() as shared:
+        for name, function, clean in CHECKS:
+            if clean:
+                run(name, function, shared)
+            else:
+                with connect() as own:
+                    run(name, function, own)
 
 
 main()

@@ -20,8 +20,14 @@ STARTUP = struct.pack("!II", len(PARAMETERS) + 8, 196608) + PARAMETERS
 QUERY = message(b"Q", b"SELECT 'served'\0")
 
 
-def dial():
-    connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=30)
+# How long a server may be silent that ought to refuse; one that serves is waited for.
+SILENCE = 6
+PATIENCE = 90
+
+
+def dial(stuffed):
+    connection = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=PATIENCE)
+    connection.settimeout(SILENCE if stuffed else PATIENCE)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 
@@ -41,7 +47,7 @@ def answer(connection):
 
 
 def plain(*blocks):
-    with dial() as connection:
+    with dial(stuffed=len(blocks) > 2) as connection:
         connection.sendall(b"".join(blocks))
         return answer(connection)
 
@@ -51,7 +57,7 @@ def through_tls(stuffed):
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
-    with dial() as connection:
+    with dial(stuffed) as connection:
         connection.sendall(SSL + stuffed)
         if connection.recv(1) != b"S":
             return "refused"

@@ -1,6 +1,6 @@
 //! A throw-away certificate authority.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 /// Signs the certificates of one test.
 pub struct Authority {
@@ -17,6 +17,9 @@ impl Authority {
     pub fn new() -> Authority {
         let mut params = CertificateParams::new(Vec::new()).expect("no names to refuse");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Another name than the certificates' own, which OpenSSL would take for self-signed.
+        let name = &mut params.distinguished_name;
+        name.push(DnType::CommonName, "the authority of one test");
         let key = KeyPair::generate().expect("a key can be made");
         let issuer = CertifiedIssuer::self_signed(params, key).expect("it can sign itself");
         Authority { issuer }
