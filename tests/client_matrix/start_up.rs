@@ -8,7 +8,7 @@ use std::fs;
 
 use super::sheet::{Run, Test, compare_ways, of_lines};
 use super::way::{Place, Server, Way};
-use crate::harness::node::Modules;
+use crate::harness::npm::Modules;
 use crate::harness::python::Environment;
 use crate::harness::{Authority, Postgres, scratch};
 

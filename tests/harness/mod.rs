@@ -18,7 +18,7 @@ pub mod events;
 pub mod fetched;
 pub mod gateway;
 pub mod issuer;
-pub mod node;
+pub mod npm;
 pub mod port;
 pub mod postgres;
 pub mod program;

@@ -20,6 +20,7 @@ usage: cargo xtask TASK
   build-ebpf   build the kernel programs alone
   demo         install what is missing, build, and show the whole path [--keep, --end]
   test         every test, privileged ones included (root) [bypass: the attacks alone, as a table;
+               clients: every client, through the gateway and directly;
                pg-suites: PostgreSQL's own suites, through the gateway and directly]
   lint         formatting and clippy, host and kernel code
   kernels      load the kernel programs into other kernels, in QEMU [VERSION…]

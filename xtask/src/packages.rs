@@ -11,6 +11,9 @@ const DEMO: &[&str] = &["postgresql", "openssl"];
 /// the network namespaces and links that attacks are tried on.
 const TESTS: &[&str] = &["postgresql", "python3-venv", "openssl", "iproute2"];
 
+/// node-postgres, one of the clients that are tried, and what installs it.
+const NODE: &[&str] = &["nodejs", "npm"];
+
 /// libFuzzer is C++.
 const FUZZING: &[&str] = &["g++"];
 
@@ -22,7 +25,12 @@ pub fn for_demo() -> Result<()> {
 }
 
 pub fn for_tests() -> Result<()> {
-    toolchain::apt_install(TESTS)
+    toolchain::apt_install(TESTS)?;
+    // Node.js's own packages bring npm along, and Debian's npm would put another Node.js in their place.
+    match toolchain::on_path("node").is_some() && toolchain::on_path("npm").is_some() {
+        true => Ok(()),
+        false => toolchain::apt_install(NODE),
+    }
 }
 
 pub fn for_pg_suites() -> Result<()> {

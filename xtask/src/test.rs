@@ -2,6 +2,7 @@
 //!
 //! Arguments go to the test runner: `cargo xtask test masks` runs the tests whose name contains "masks".
 //! `cargo xtask test bypass` runs the attacks on the interception and prints what became of each;
+//! `cargo xtask test clients` runs every client directly and through the gateway, and prints what differs;
 //! `cargo xtask test pg-suites` runs PostgreSQL's own suites and prints what differs through the gateway.
 
 use std::process::{Command, Stdio};
@@ -11,6 +12,7 @@ use anyhow::{Result, ensure};
 use crate::{build, build_ebpf, packages, toolchain};
 
 mod bypass;
+mod clients;
 mod pg_suites;
 
 pub fn run(arguments: &[String]) -> Result<()> {
@@ -19,6 +21,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     build::run(&[])?;
     match arguments {
         [only] if only == "bypass" => return bypass::run(),
+        [only] if only == "clients" => return clients::run(),
         [only] if only == "pg-suites" => return pg_suites::run(),
         _ => {}
     }

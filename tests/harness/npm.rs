@@ -31,15 +31,15 @@ impl Modules {
     fn folder(self) -> PathBuf {
         let (manifest, lock) = match self {
             Self::Drivers => (
-                include_str!("../clients/node/package.json"),
-                include_str!("../clients/node/package-lock.json"),
+                include_str!("../clients/npm/drivers/package.json"),
+                include_str!("../clients/npm/drivers/package-lock.json"),
             ),
             Self::Postgres18 => (
-                include_str!("../clients/postgres18/package.json"),
-                include_str!("../clients/postgres18/package-lock.json"),
+                include_str!("../clients/npm/postgres18/package.json"),
+                include_str!("../clients/npm/postgres18/package-lock.json"),
             ),
         };
-        fetched::folder("node", lock.as_bytes(), |folder| {
+        fetched::folder("npm", lock.as_bytes(), |folder| {
             fs::create_dir_all(folder).expect("the cache is writable");
             fs::write(folder.join("package.json"), manifest).expect("the folder is ours");
             fs::write(folder.join("package-lock.json"), lock).expect("the folder is ours");
