@@ -39,52 +39,44 @@ const SQLX: &[Explained] = &[];
 #[test]
 #[ignore = "needs the crate's sources: cargo xtask test clients"]
 fn tokio_postgres() {
-    let built = build("tokio-postgres-test", None);
+    let built = build("test/");
     compare("tokio-postgres", TOKIO_POSTGRES, |way, place| {
         way.admin(ROLES);
         let rules = way.admin("SHOW hba_file");
         std::fs::write(rules, RULES).expect("root may write everywhere");
         way.admin("SELECT pg_reload_conf()");
-        run_all(way, place, &built, "/")
+        run_all(way, place, &built, "/", &[])
     });
 }
 
 #[test]
 #[ignore = "needs the crate's sources: cargo xtask test clients"]
 fn sqlx() {
-    let setup = fetched().join("crates/sqlx-test/tests/postgres/setup.sql");
-    let setup = std::fs::read_to_string(setup).expect("the crate has it");
-    // Its macros ask a server what the statements mean while they are compiled.
-    let server = Postgres::asking_for(Authentication::Trust);
-    let while_compiling = Way::to(Box::new(server));
-    let built = build("sqlx-test", Some(&database(&while_compiling, &setup)));
-    drop(while_compiling);
+    let built = build("postgres/");
     compare("sqlx", SQLX, |way, place| {
-        let url = format!("DATABASE_URL={}", database(way, &setup));
         // The migrations' folders are found from here.
         let tests = place.path().join("tests");
         if !tests.exists() {
             let mut copy = Command::new("cp");
-            copy.arg("-r").arg(fetched().join("crates/sqlx-test/tests"));
-            run_within(
-                PATIENCE,
-                {
-                    copy.arg(&tests);
-                    copy
-                },
-                b"",
-            )
-            .succeeds();
+            copy.arg("-r").arg(sqlx_tests()).arg(&tests);
+            run_within(PATIENCE, copy, b"").succeeds();
         }
+        let url = format!("DATABASE_URL={}", database(way));
         let folder = place.path().display().to_string();
-        run_all(way, place, &built, &format!("{folder}\n{url}"))
+        run_all(way, place, &built, &folder, &[&url])
     });
 }
 
+fn sqlx_tests() -> PathBuf {
+    fetched().join("crates/sqlx-test/tests")
+}
+
 /// The database that sqlx's tests expect, and where it is.
-fn database(way: &Way, setup: &str) -> String {
+fn database(way: &Way) -> String {
+    let setup = sqlx_tests().join("postgres/setup.sql");
+    let setup = std::fs::read_to_string(setup).expect("the crate has it");
     way.admin("CREATE DATABASE sqlx");
-    way.admin_in("sqlx", setup);
+    way.admin_in("sqlx", &setup);
     format!("postgres://postgres@127.0.0.1:{}/sqlx", way.port())
 }
 
@@ -97,43 +89,48 @@ pub fn fetched() -> PathBuf {
         .into()
 }
 
-/// The programs that a package's tests are, by name.
+/// The programs that the tests below one folder are, by name.
 #[track_caller]
-fn build(package: &str, database: Option<&str>) -> Vec<(String, PathBuf)> {
+fn build(below: &str) -> Vec<(String, PathBuf)> {
     let crates = fetched().join("crates");
+    // sqlx's macros ask a server what the statements mean while they are compiled.
+    let server = Way::to(Box::new(Postgres::asking_for(Authentication::Trust)));
     let mut cargo = Command::new("cargo");
     cargo
         .args(["test", "--no-run", "--locked", "--offline", "--jobs=2"])
-        .args(["--package", package, "--tests"])
+        // Both packages at once: each alone would have what both depend on built with other features.
+        .args(["--workspace", "--tests"])
         .current_dir(&crates)
         .env("CARGO_INCREMENTAL", "0")
         .env("CARGO_TARGET_DIR", crates.join("target"))
+        .env("DATABASE_URL", database(&server))
         .env_remove("RUSTFLAGS");
-    if let Some(url) = database {
-        cargo.env("DATABASE_URL", url);
-    }
     let built = run_within(PATIENCE, cargo, b"").succeeds();
     let programs = built.stderr.lines().filter_map(|line| {
         let rest = line.trim().strip_prefix("Executable tests/")?;
-        let (name, path) = rest.split_once(" (")?;
+        let (name, path) = rest.strip_prefix(below)?.split_once(" (")?;
         let path = PathBuf::from(path.trim_end_matches(')'));
-        let name = name.trim_end_matches(".rs").replace("postgres/", "");
-        Some((name, path))
+        Some((name.trim_end_matches(".rs").to_owned(), path))
     });
     let programs: Vec<(String, PathBuf)> = programs.collect();
     assert!(!programs.is_empty(), "{built}");
     programs
 }
 
-/// Runs each program in a folder, which may be followed by lines with variables.
-fn run_all(way: &Way, place: &Place, programs: &[(String, PathBuf)], context: &str) -> Run {
-    let (folder, variables) = context.split_once('\n').unwrap_or((context, ""));
+/// Runs each program in a folder and with variables.
+fn run_all(
+    way: &Way,
+    place: &Place,
+    programs: &[(String, PathBuf)],
+    folder: &str,
+    variables: &[&str],
+) -> Run {
     let mut run = Run::new();
     for (name, built) in programs {
         let program = open_copy(place, built);
         let start = r#"cd "$1"; shift; exec env "$@""#;
         let mut words = vec!["sh", "-c", start, "sh", folder];
-        words.extend(variables.lines());
+        words.extend(variables);
         words.extend([program.as_str(), "--test-threads=1", "--color=never"]);
         let ended = way.run(&words);
         run.extend(outcomes(name, &ended));
