@@ -5,6 +5,7 @@
 
 mod harness;
 
+mod agent_tls;
 mod broker;
 mod bypass;
 mod cancel;
@@ -21,10 +22,12 @@ mod interception;
 mod isolate;
 mod masks;
 mod masks_and_schema;
+mod parameters;
 mod pg_suites;
 mod privileges;
 mod secrets;
 mod status;
+mod streaming;
 mod tokens;
 mod unmodified_clients;
 mod upstream;

@@ -1,7 +1,13 @@
 //! How the gateway proves itself to the database: with the stored credential, in whatever way the server
 //! asks, over TLS where the target says so. The agent never has any of it.
 
-use crate::harness::{Authentication, Authority, Gateway, Postgres, Setup};
+use crate::harness::{Authentication, Authority, Gateway, Postgres, Script, Setup};
+
+mod between;
+mod login;
+mod reach;
+mod roles;
+mod tls;
 
 const COUNT_PRODUCTS: &str = "SELECT count(*) FROM products";
 
@@ -48,7 +54,11 @@ fn no_password_at_all() {
 
 fn the_agent_reads_without_a_password(authentication: Authentication) {
     let server = Postgres::asking_for(authentication);
-    let gateway = Gateway::in_front_of(&server);
+    let mut setup = Setup::in_front_of(&server);
+    if authentication == Authentication::Cleartext {
+        setup = setup.of_credential(r#"require_auth = ["password"]"#);
+    }
+    let gateway = setup.start();
     gateway.psql([COUNT_PRODUCTS]).succeeds().prints("4");
     let opened = gateway.event("session.open");
     assert_eq!(opened.text("tls"), "false", "{opened}");
@@ -119,4 +129,36 @@ fn refused_for_its_certificate(server: &Postgres, authority: &Authority, name: &
     gateway.is_alive();
     assert_eq!(gateway.events().count("session.open"), 0);
     gateway.event("deny");
+}
+
+/// TLS to the test's server as it should be.
+fn verify_full(setup: Setup, authority: &Authority) -> Setup {
+    setup.verifying_tls(authority.pem(), between::NAME)
+}
+
+/// The agent is refused with that SQLSTATE; answers what it heard, a line for each field of the error.
+#[track_caller]
+fn refused(setup: Setup, sqlstate: &str) -> String {
+    let mut gateway = setup.start();
+    let heard = error_at_the_start(&gateway);
+    gateway.is_alive();
+    assert_eq!(gateway.events().count("session.open"), 0);
+    assert!(heard.contains(&format!("C {sqlstate}\n")), "{heard}");
+    assert!(heard.starts_with("S FATAL\n"), "{heard}");
+    let denial = gateway.event("deny");
+    assert!(!denial.text("reason").is_empty(), "{denial}");
+    heard
+}
+
+/// What a client hears instead of being let in.
+#[track_caller]
+fn error_at_the_start(gateway: &Gateway) -> String {
+    let script = Script::plain(
+        gateway,
+        "startup_error.py",
+        include_str!("clients/startup_error.py"),
+    );
+    let port = gateway.database_port().to_string();
+    let client = gateway.as_agent(script.words(["127.0.0.1", &port]));
+    client.succeeds().text()
 }

@@ -53,7 +53,12 @@ pub struct Setup {
     masks: Vec<(String, String)>,
     tls: String,
     authority: Option<String>,
-    password: String,
+    password: Option<String>,
+    /// More keys of the target, and of its credential, written as TOML.
+    target: String,
+    credential: String,
+    /// Files of the gateway's alone: path and text.
+    private: Vec<(&'static str, String)>,
     issuer: Issuer,
     max_sessions: usize,
     storage: Option<&'static str>,
@@ -106,7 +111,10 @@ impl Setup {
             masks: vec![mask("public.customers.card_number", "keep_last(4)")],
             tls: r#"{ mode = "disable" }"#.to_owned(),
             authority: None,
-            password: postgres::PASSWORD.to_owned(),
+            password: Some(postgres::PASSWORD.to_owned()),
+            target: String::new(),
+            credential: String::new(),
+            private: Vec::new(),
             issuer: Issuer::signing_with(Algorithm::ES256),
             max_sessions: 100,
             storage: None,
@@ -158,6 +166,32 @@ impl Setup {
         self
     }
 
+    /// Protects the way to the database as written, in TOML; `authority` becomes /etc/sluice/ca.pem.
+    pub fn tls(mut self, tls: &str, authority: Option<String>) -> Self {
+        self.tls = tls.to_owned();
+        self.authority = authority;
+        self
+    }
+
+    /// Keys of the target, one a line, written as TOML.
+    pub fn of_target(mut self, keys: &str) -> Self {
+        self.target.push_str(keys);
+        self.target.push('\n');
+        self
+    }
+
+    /// Keys of the target's credential, separated by commas.
+    pub fn of_credential(mut self, keys: &str) -> Self {
+        self.credential = format!(", {keys}");
+        self
+    }
+
+    /// Puts a file there that only the gateway can read.
+    pub fn private_file(mut self, path: &'static str, text: &str) -> Self {
+        self.private.push((path, text.to_owned()));
+        self
+    }
+
     /// Takes tokens from another issuer.
     pub fn issuer(mut self, issuer: Issuer) -> Self {
         self.issuer = issuer;
@@ -172,7 +206,13 @@ impl Setup {
 
     /// Stores another password than the database expects.
     pub fn stored_password(mut self, password: &str) -> Self {
-        self.password = password.to_owned();
+        self.password = Some(password.to_owned());
+        self
+    }
+
+    /// Stores no password.
+    pub fn without_password(mut self) -> Self {
+        self.password = None;
         self
     }
 
@@ -225,7 +265,7 @@ impl Setup {
             pins: PathBuf::from("/sys/fs/bpf").join(&name),
             port: Port::reserve(),
             database: self.database,
-            secrets: Secrets::of_the_shop(&self.password),
+            secrets: Secrets::of_the_shop(self.password.as_deref().unwrap_or(postgres::PASSWORD)),
             issuer: self.issuer,
             broker: None,
             running: None,
@@ -236,10 +276,12 @@ impl Setup {
             mounted: None,
             root,
         };
-        gateway.write_private(
-            "etc/sluice/credentials/shop",
-            &format!("{}\n", self.password),
-        );
+        if let Some(password) = &self.password {
+            gateway.write_private("etc/sluice/credentials/shop", &format!("{password}\n"));
+        }
+        for (path, text) in &self.private {
+            gateway.write_private(path, text);
+        }
         gateway.write("etc/sluice/jwks.json", &gateway.issuer.jwks());
         if let Some(authority) = &self.authority {
             gateway.write("etc/sluice/ca.pem", authority);
@@ -278,8 +320,8 @@ subject = "{SUBJECT}"
 [targets.shop]
 protocol = "postgres"
 addresses = ["127.0.0.1:{database}", "[::1]:{database}"]
-{only}tls = {tls}
-credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" }}
+{only}{target}tls = {tls}
+credential = {{ user = "{user}"{password}{credential} }}
 {masks}{more}"#,
             more = self.more,
             port = gateway.port.number,
@@ -293,6 +335,12 @@ credential = {{ user = "{user}", password_file = "/etc/sluice/credentials/shop" 
                 .map(|only| format!("database = \"{only}\"\n"))
                 .unwrap_or_default(),
             user = self.role,
+            target = self.target,
+            credential = self.credential,
+            password = match self.password {
+                Some(_) => r#", password_file = "/etc/sluice/credentials/shop""#,
+                None => "",
+            },
         );
         gateway.write("etc/sluice/sluice.toml", &config);
         if let Some(hosts) = &self.hosts {
@@ -513,6 +561,11 @@ impl Gateway {
         self.root.path().join("run/sluice/broker.sock")
     }
 
+    /// The port of the database, which agents dial.
+    pub fn database_port(&self) -> u16 {
+        self.database
+    }
+
     /// The port the gateway listens on.
     pub fn port(&self) -> u16 {
         self.port.number
@@ -624,6 +677,15 @@ impl Gateway {
 
     pub fn recordings(&self) -> PathBuf {
         self.root.path().join("var/lib/sluice/recordings")
+    }
+
+    /// Ends the gateway and removes its evidence, after a test whose gigabytes would take minutes to look
+    /// through for secrets that were never in them.
+    pub fn discard_evidence(&mut self) {
+        self.stop();
+        for folder in [self.recordings(), self.path("var/lib/sluice/log")] {
+            fs::remove_dir_all(folder).expect("the folder is ours");
+        }
     }
 
     /// The agents' parent control group.

@@ -83,14 +83,39 @@ impl Postgres {
         Self::launch(Authentication::ScramSha256, Some(certificate))
     }
 
+    /// A server that takes TLS connections of both kinds of address in one way, written as in pg_hba.conf;
+    /// `authority` signs its clients' certificates.
+    pub fn with_tls_and(method: &str, certificate: &Certificate, authority: String) -> Postgres {
+        let files = Some((certificate, Some(authority)));
+        Self::launch_ruled("hostssl", method, files, false)
+    }
+
     fn launch(authentication: Authentication, certificate: Option<&Certificate>) -> Postgres {
+        let kind = match certificate {
+            Some(_) => "hostssl",
+            None => "host",
+        };
+        let is_md5 = authentication == Authentication::Md5;
+        let files = certificate.map(|certificate| (certificate, None));
+        Self::launch_ruled(kind, authentication.method(), files, is_md5)
+    }
+
+    fn launch_ruled(
+        kind: &str,
+        method: &str,
+        tls: Option<(&Certificate, Option<String>)>,
+        is_md5: bool,
+    ) -> Postgres {
         super::require_root();
         let template = template();
         let folder = public_folder("postgres");
         copy_tree(&template, &folder.path().join("data"));
         let port = Port::reserve();
         let data = folder.path().join("data");
-        write_access_rules(&data, authentication, certificate);
+        write_access_rules(&data, kind, method);
+        if let Some((certificate, authority)) = tls {
+            write_tls(&data, certificate, authority);
+        }
         let server = spawn(&data, folder.path(), port.number);
         let postgres = Postgres {
             folder,
@@ -98,7 +123,7 @@ impl Postgres {
             server,
         };
         postgres.wait_until_ready();
-        if authentication == Authentication::Md5 {
+        if is_md5 {
             postgres.admin(&format!(
                 "SET password_encryption = 'md5'; ALTER ROLE {USER} PASSWORD '{PASSWORD}'"
             ));
@@ -272,28 +297,24 @@ fn load_shop(folder: &Path, port: u16) {
     run_with_input(psql(DATABASE, USER), SHOP.as_bytes()).succeeds();
 }
 
-fn write_access_rules(
-    data: &Path,
-    authentication: Authentication,
-    certificate: Option<&Certificate>,
-) {
-    let kind = if certificate.is_some() {
-        "hostssl"
-    } else {
-        "host"
-    };
-    let method = authentication.method();
+fn write_access_rules(data: &Path, kind: &str, method: &str) {
     let rules = format!(
         "local all all trust\n{kind} all all 127.0.0.1/32 {method}\n{kind} all all ::1/128 {method}\n"
     );
     write_for_postgres(&data.join("pg_hba.conf"), &rules);
-    if let Some(certificate) = certificate {
-        write_for_postgres(&data.join("server.crt"), &certificate.chain);
-        write_for_postgres(&data.join("server.key"), &certificate.key);
-        let path = data.join("postgresql.conf");
-        let settings = fs::read_to_string(&path).expect("the template has settings");
-        write_for_postgres(&path, &format!("{settings}\nssl = on\n"));
+}
+
+fn write_tls(data: &Path, certificate: &Certificate, authority: Option<String>) {
+    write_for_postgres(&data.join("server.crt"), &certificate.chain);
+    write_for_postgres(&data.join("server.key"), &certificate.key);
+    let mut more = "ssl = on\n".to_owned();
+    if let Some(authority) = authority {
+        write_for_postgres(&data.join("root.crt"), &authority);
+        more.push_str("ssl_ca_file = 'root.crt'\n");
     }
+    let path = data.join("postgresql.conf");
+    let settings = fs::read_to_string(&path).expect("the template has settings");
+    write_for_postgres(&path, &format!("{settings}\n{more}"));
 }
 
 fn spawn(data: &Path, folder: &Path, port: u16) -> Child {

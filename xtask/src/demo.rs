@@ -14,9 +14,9 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{build, build_ebpf, packages};
 
-mod database;
-mod installation;
-mod leftovers;
+pub mod database;
+pub mod installation;
+pub mod leftovers;
 mod screen;
 mod token;
 
@@ -83,12 +83,12 @@ pub fn run(arguments: &[String]) -> Result<()> {
 fn show(screen: &Screen, stage: &Stage, checks: &mut Checks) -> Result<()> {
     screen
         .section("1  A PostgreSQL with a small shop, a token, the kernel programs and the gateway");
-    let database = Database::start(stage)?;
+    let database = Database::start(stage, "scram-sha-256")?;
     screen.say(&format!(
         "PostgreSQL listens on 127.0.0.1:{}; only the gateway knows the application's password",
         database.port
     ));
-    let installation = Installation::create(stage, &database)?;
+    let installation = Installation::create(stage, &database, sluice_binary())?;
     screen.say(&format!(
         "Sluice is installed below {}: the commands here stand without their --root",
         stage.root().display()

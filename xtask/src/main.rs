@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 mod apt;
+mod bench;
 mod build;
 mod build_ebpf;
 mod ci;
@@ -23,6 +24,7 @@ usage: cargo xtask TASK
                clients: every client, through the gateway and directly;
                pg-suites: PostgreSQL's own suites, through the gateway and directly]
   lint         formatting and clippy, host and kernel code
+  bench        speed, against the server itself and a plain hop, as medians [quick]
   kernels      load the kernel programs into other kernels, in QEMU [VERSION…]
   ci           what the gate runs [--fuzz: each fuzz target for 60 s]
 ";
@@ -39,6 +41,7 @@ fn main() -> ExitCode {
         "demo" => demo::run(rest),
         "test" => test::run(rest),
         "lint" => lint::run(rest),
+        "bench" => bench::run(rest),
         "kernels" => kernels::run(rest),
         "ci" => ci::run(rest),
         _ => {

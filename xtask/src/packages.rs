@@ -20,6 +20,13 @@ const FUZZING: &[&str] = &["g++"];
 /// PostgreSQL's own suites: an extension and a client in C, out of a source archive.
 const PG_SUITES: &[&str] = &["gcc", "libc6-dev", "bzip2"];
 
+/// What shows where a process spends its time.
+const PROFILING: &[&str] = &["linux-perf"];
+
+pub fn for_profiling() -> Result<()> {
+    toolchain::apt_install(PROFILING)
+}
+
 pub fn for_demo() -> Result<()> {
     toolchain::apt_install(DEMO)
 }

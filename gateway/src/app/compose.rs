@@ -1,5 +1,6 @@
 //! Everything that can fail, before anybody notices: no listener is used and no leaf is written.
 
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
@@ -18,11 +19,14 @@ use super::upstreams;
 use crate::audit::event::Event;
 use crate::broker;
 use crate::config::Config;
+use crate::credentials::agent_password;
+use crate::credentials::authority::Authority;
 use crate::identity::cgroup::AgentTree;
 use crate::identity::token::Keyring;
 use crate::intercept::cgroup::cgroup2_mount;
 use crate::intercept::dns::Dns;
 use crate::policy::PolicySet;
+use crate::protocol::postgres::scram::Verifier;
 use crate::session::decide::Analyst;
 use crate::session::driver::postgres::cancel::CancelKeys;
 use crate::session::identify::Identities;
@@ -87,6 +91,8 @@ pub async fn compose(start: Start) -> Result<Composed> {
         analyst: Analyst::start(std::thread::available_parallelism().map_or(2, usize::from))
             .context("starting the analysis threads")?,
         cancel_keys: Arc::new(cancel_keys),
+        authority: open_authority(&config)?,
+        logins: logins(&config)?,
         catalogues: Mutex::default(),
         stop: stopping,
         config,
@@ -120,6 +126,27 @@ pub async fn compose(start: Start) -> Result<Composed> {
             estate: Arc::new(estate),
         },
     })
+}
+
+fn open_authority(config: &Config) -> Result<Authority> {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.context("reading the host's name")?;
+    Authority::open(&config.tls, host.trim(), SystemTime::now())
+        .context("preparing the local certificate authority")
+}
+
+/// Passwords themselves are not kept.
+fn logins(config: &Config) -> Result<HashMap<String, Verifier>> {
+    let mut logins = HashMap::new();
+    for agent in config.agents.values() {
+        if let Some(file) = &agent.postgres_password_file {
+            let password = agent_password::load(file)
+                .with_context(|| format!("preparing agent \"{}\"", agent.name))?;
+            let verifier = Verifier::of(password.expose()).context("deriving a SCRAM verifier")?;
+            logins.insert(agent.name.clone(), verifier);
+        }
+    }
+    Ok(logins)
 }
 
 fn start_leaf(config: &Config, policies: &PolicySet, origin: &Origin) -> Event {

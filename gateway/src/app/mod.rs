@@ -21,8 +21,10 @@ use tokio::sync::watch;
 use crate::audit::event::Event;
 use crate::broker;
 use crate::config::{Config, Target};
+use crate::credentials::authority::Authority;
 use crate::intercept::FlowTable;
 use crate::policy::PolicySet;
+use crate::protocol::postgres::scram::Verifier;
 use crate::session::decide::Analyst;
 use crate::session::driver::postgres::cancel::CancelKeys;
 use crate::session::driver::postgres::catalogue::Catalogues;
@@ -44,6 +46,7 @@ mod upstreams;
 
 pub use handover::{Herald, Predecessor};
 pub use start::{Start, prepare};
+pub use upstreams::Place;
 
 use compose::Composed;
 use handover::Gone;
@@ -60,19 +63,34 @@ pub struct Gateway {
     pub identities: Arc<Identities>,
     pub analyst: Arc<Analyst>,
     pub cancel_keys: Arc<CancelKeys>,
+    /// Makes certificates in the name of targets.
+    pub authority: Authority,
+    /// What agents with a password of their own are asked for, by agent.
+    pub logins: HashMap<String, Verifier>,
     upstreams: HashMap<String, Upstream>,
-    catalogues: Mutex<HashMap<(String, String, SocketAddr), Arc<Catalogues>>>,
+    catalogues: Mutex<HashMap<Catalogued, Arc<Catalogues>>>,
     stop: watch::Receiver<bool>,
 }
 
+/// What a catalogue is the same for: target, database, address and role.
+type Catalogued = (String, String, SocketAddr, String);
+
 impl Gateway {
-    /// How to log in at an address of the target. `host`: the name the agent connected to, if it was a name.
+    /// A place for one more session at the target; `None` when all are taken. The gateway's own connections
+    /// (a catalogue's, a cancel request's) take none.
+    pub fn place(&self, target: &Target) -> Option<Place> {
+        self.upstreams.get(&target.name)?.place()
+    }
+
+    /// How to log in at an address of the target. `host`: the name the agent connected to, if it was a name;
+    /// `credential`: the name of another credential than the target's own.
     pub fn dial(
         &self,
         target: &Arc<Target>,
         address: SocketAddr,
         host: Option<&str>,
         database: &str,
+        credential: Option<&str>,
     ) -> Option<Dial> {
         let upstream = self.upstreams.get(&target.name)?;
         Some(Dial {
@@ -80,17 +98,18 @@ impl Gateway {
             address,
             host: host.map(str::to_owned),
             database: database.to_owned(),
-            credential: Arc::clone(&upstream.credential),
+            credential: upstream.credential(credential)?,
             tls: upstream.tls.clone(),
         })
     }
 
-    /// The catalogue of one target database, shared by its sessions.
+    /// The catalogue of one target database, shared by its sessions of one role.
     pub fn catalogues(&self, dial: &Dial) -> Arc<Catalogues> {
         let key = (
             dial.target.name.clone(),
             dial.database.clone(),
             dial.address,
+            dial.credential.user.clone(),
         );
         let mut catalogues = self
             .catalogues

@@ -54,7 +54,7 @@ impl Origin {
 /// Gives up every privilege, then reads what has to be read with none.
 pub fn prepare(config: Config, predecessor: Option<Predecessor>) -> Result<Start> {
     give_up_privileges(&config)?;
-    let policies = store::policies::load(&config.policies).map_err(|errors| {
+    let policies = store::policies::load_for(&config).map_err(|errors| {
         let lines: Vec<String> = errors.iter().map(ToString::to_string).collect();
         anyhow::anyhow!("the policies are refused:\n{}", lines.join("\n"))
     })?;
@@ -82,8 +82,14 @@ pub fn prepare(config: Config, predecessor: Option<Predecessor>) -> Result<Start
 fn give_up_privileges(config: &Config) -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         let user = privileges::lookup(&config.gateway.user)?;
-        for folder in [&config.storage.log, &config.storage.recordings] {
-            make_folder(folder, user).with_context(|| format!("preparing {}", folder.display()))?;
+        for (folder, mode) in [
+            (&config.storage.log, 0o700),
+            (&config.storage.recordings, 0o700),
+            // Agents read the certificate in it; the key has a mode of its own.
+            (&config.tls.directory, 0o755),
+        ] {
+            make_folder(folder, mode, user)
+                .with_context(|| format!("preparing {}", folder.display()))?;
         }
     }
     intercept::join_gateway_cgroup(&config.kernel).context("joining the gateway's cgroup")?;
@@ -92,14 +98,14 @@ fn give_up_privileges(config: &Config) -> Result<()> {
 }
 
 /// Whose folder it is stays as it was where there is one already, unless it is empty.
-fn make_folder(folder: &Path, owner: Identity) -> std::io::Result<()> {
+fn make_folder(folder: &Path, mode: u32, owner: Identity) -> std::io::Result<()> {
     if let Some(parent) = folder.parent() {
         DirBuilder::new()
             .recursive(true)
             .mode(0o755)
             .create(parent)?;
     }
-    match DirBuilder::new().mode(0o700).create(folder) {
+    match DirBuilder::new().mode(mode).create(folder) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }

@@ -1,22 +1,47 @@
-//! How targets are reached: their credentials and their certificates.
+//! How targets are reached: their credentials, their certificates, and how many sessions they take.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use anyhow::{Context, Result, bail};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
+use anyhow::{Context, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::config::{Config, Target, TargetTls};
+use crate::config::{Config, CredentialSource, Target};
 use crate::credentials::{self, Credential};
-
-/// The system's trusted roots, for targets that name no `ca_file`.
-const SYSTEM_ROOTS: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 /// How one target is reached.
 pub(super) struct Upstream {
-    pub(super) credential: Arc<Credential>,
+    credential: Arc<Credential>,
+    /// Those that policies name.
+    named: HashMap<String, Arc<Credential>>,
     pub(super) tls: Option<Arc<rustls::ClientConfig>>,
+    /// One permit per session, where their number is limited.
+    places: Option<Arc<Semaphore>>,
+}
+
+/// A session's place at a target; given back when it is dropped.
+#[derive(Debug)]
+pub struct Place(#[expect(dead_code, reason = "held, never read")] Option<OwnedSemaphorePermit>);
+
+impl Upstream {
+    /// What the gateway logs in with: the target's own credential, or the one of that name.
+    pub(super) fn credential(&self, name: Option<&str>) -> Option<Arc<Credential>> {
+        match name {
+            None => Some(Arc::clone(&self.credential)),
+            Some(name) => self.named.get(name).map(Arc::clone),
+        }
+    }
+
+    /// A place for one more session, if there is one.
+    pub(super) fn place(&self) -> Option<Place> {
+        match &self.places {
+            None => Some(Place(None)),
+            Some(places) => {
+                let permit = Arc::clone(places).try_acquire_owned();
+                permit.ok().map(|permit| Place(Some(permit)))
+            }
+        }
+    }
 }
 
 impl std::fmt::Debug for Upstream {
@@ -24,7 +49,7 @@ impl std::fmt::Debug for Upstream {
         f.debug_struct("Upstream")
             .field("user", &self.credential.user)
             .field("tls", &self.tls.is_some())
-            .finish()
+            .finish_non_exhaustive()
     }
 }
 
@@ -40,38 +65,18 @@ pub(super) fn load(config: &Config) -> Result<HashMap<String, Upstream>> {
 }
 
 fn upstream(target: &Target) -> Result<Upstream> {
-    let tls = match &target.tls {
-        TargetTls::Disable => None,
-        TargetTls::VerifyFull { ca_file, .. } => {
-            let file = ca_file
-                .clone()
-                .unwrap_or_else(|| std::path::PathBuf::from(SYSTEM_ROOTS));
-            Some(Arc::new(tls_client(&file)?))
-        }
-    };
+    let load = |source: &CredentialSource| credentials::load(source).map(Arc::new);
+    let mut named = HashMap::new();
+    for (name, source) in &target.credentials {
+        let credential = load(source).with_context(|| format!("credential \"{name}\""))?;
+        named.insert(name.clone(), credential);
+    }
     Ok(Upstream {
-        credential: Arc::new(credentials::load(&target.credential)?),
-        tls,
+        credential: load(&target.credential)?,
+        named,
+        tls: credentials::tls::client(&target.tls)?.map(Arc::new),
+        places: target
+            .max_connections
+            .map(|places| Arc::new(Semaphore::new(places))),
     })
-}
-
-fn tls_client(roots_file: &std::path::Path) -> Result<rustls::ClientConfig> {
-    let mut roots = rustls::RootCertStore::empty();
-    let certificates = CertificateDer::pem_file_iter(roots_file)
-        .with_context(|| format!("reading {}", roots_file.display()))?;
-    for certificate in certificates {
-        let certificate =
-            certificate.with_context(|| format!("reading {}", roots_file.display()))?;
-        roots
-            .add(certificate)
-            .with_context(|| format!("a certificate in {}", roots_file.display()))?;
-    }
-    if roots.is_empty() {
-        bail!("{} holds no certificate", roots_file.display());
-    }
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    Ok(rustls::ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()?
-        .with_root_certificates(roots)
-        .with_no_client_auth())
 }

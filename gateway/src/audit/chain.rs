@@ -31,13 +31,18 @@ pub struct Hash([u8; 32]);
 pub const GENESIS: Hash = Hash([0; 32]);
 
 const HEX: usize = 64;
+/// At most what a line has behind its event: two hashes, a number, their names.
+const TAIL: usize = 192;
 const SEQ: &[u8] = b",\"seq\":";
 const PREV: &[u8] = b",\"prev\":\"";
 const HASH: &[u8] = b",\"hash\":\"";
 
 impl fmt::Display for Hash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        let mut digits = [0; HEX];
+        // The buffer has exactly the room, and hex digits are text.
+        let _ = hex::encode_to_slice(self.0, &mut digits);
+        f.write_str(std::str::from_utf8(&digits).unwrap_or_default())
     }
 }
 
@@ -110,17 +115,22 @@ impl Draft {
 
     /// Gives the event its place: number `seq`, after the line whose hash is `prev`.
     pub fn link(self, seq: u64, prev: Hash) -> Line {
-        let Draft {
-            mut bytes,
-            mut digest,
-        } = self;
-        let body = bytes.len();
-        // Writing to a Vec cannot fail.
-        let _ = write!(bytes, ",\"seq\":{seq},\"prev\":\"{prev}\"");
-        digest.update(bytes.get(body..).unwrap_or_default());
-        let hash = Hash(digest.finalize().into());
-        let _ = writeln!(bytes, ",\"hash\":\"{hash}\"}}");
+        let mut bytes = Vec::with_capacity(self.bytes.len() + TAIL);
+        let hash = self.link_into(seq, prev, &mut bytes);
         Line { bytes, hash }
+    }
+
+    /// As [`Draft::link`], with the line at the end of `lines`; answers its hash.
+    pub fn link_into(self, seq: u64, prev: Hash, lines: &mut Vec<u8>) -> Hash {
+        let Draft { bytes, mut digest } = self;
+        lines.extend_from_slice(&bytes);
+        let body = lines.len();
+        // Writing to a Vec cannot fail.
+        let _ = write!(lines, ",\"seq\":{seq},\"prev\":\"{prev}\"");
+        digest.update(lines.get(body..).unwrap_or_default());
+        let hash = Hash(digest.finalize().into());
+        let _ = writeln!(lines, ",\"hash\":\"{hash}\"}}");
+        hash
     }
 }
 

@@ -142,9 +142,15 @@ pub struct Who {
     pub target: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database: Option<String>,
-    /// The database user the agent asked for; the one used upstream is the target's credential.
+    /// The database the agent asked for, where a policy had another one opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_asked: Option<String>,
+    /// The database user the agent asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub db_user: Option<String>,
+    /// The role that the gateway logs in as.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub db_role: Option<String>,
 }
 
 /// Which PostgreSQL sub-protocol carried a statement.
@@ -155,6 +161,28 @@ pub enum StatementProtocol {
     Extended,
     /// A function call outside of SQL.
     Call,
+}
+
+/// A parameter a statement was run with, as far as evidence shows it; the recording has it whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Parameter {
+    /// PostgreSQL's name of its type, or the type's number in this database; none where nobody named it.
+    #[serde(rename = "type", default, skip_serializing_if = "Option::is_none")]
+    pub of_type: Option<String>,
+    /// As PostgreSQL would print it. None is NULL, unless it is withheld.
+    pub value: Option<String>,
+    /// `value` is the bytes in hexadecimal: in binary, and of a type that cannot be read here.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hex: bool,
+    /// Of a value that is shown only in part: how many bytes were sent …
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
+    /// … and their SHA-256, in lower-case hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// It may be a masked column's: neither here nor in the recording.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub withheld: bool,
 }
 
 /// What the policy said to a statement that went upstream.
@@ -219,6 +247,8 @@ pub enum SessionOutcome {
     Error,
     /// Bytes that are not the protocol, from either side.
     ProtocolError,
+    /// Nothing was said for longer than the target's idle_timeout_seconds.
+    Idle,
     /// The gateway was told to stop.
     Shutdown,
     /// The gateway died; written by the next start.
@@ -281,6 +311,9 @@ pub enum Event {
         upstream: String,
         backend_pid: i32,
         tls: bool,
+        /// The version of the agent's own TLS (`TLSv1.3`), if it came with TLS.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        agent_tls: Option<String>,
         /// File name below the recordings directory.
         recording: String,
     },
@@ -297,9 +330,12 @@ pub enum Event {
         rule: String,
         verbs: Vec<String>,
         tables: Vec<String>,
-        /// How many parameters were bound; their values are in the recording only.
+        /// How many parameters were bound.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         params: Option<usize>,
+        /// The first of them, in order, as many as fit.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        parameters: Vec<Parameter>,
     },
     #[serde(rename = "stmt.result")]
     StmtResult {
@@ -499,7 +535,9 @@ pub(crate) mod tests {
             client: "127.0.0.1:40000".into(),
             target: Some("shop".into()),
             database: Some("shop".into()),
+            database_asked: None,
             db_user: Some("me".into()),
+            db_role: None,
         }
     }
 
@@ -514,6 +552,7 @@ pub(crate) mod tests {
             upstream: "127.0.0.1:5432".into(),
             backend_pid: 4711,
             tls: false,
+            agent_tls: Some("TLSv1.3".to_owned()),
             recording: format!("{}.slrec", session(n)),
         }
     }
@@ -530,6 +569,7 @@ pub(crate) mod tests {
             verbs: vec!["sql:select".into()],
             tables: vec!["public.customers".into()],
             params: None,
+            parameters: Vec::new(),
         }
     }
 

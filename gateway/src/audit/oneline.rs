@@ -296,6 +296,7 @@ fn close(event: &Event) -> Said {
     let (label, tone) = match outcome {
         SessionOutcome::Closed => ("close", Tone::Plain),
         SessionOutcome::Shutdown => ("shutdown", Tone::Plain),
+        SessionOutcome::Idle => ("idle", Tone::Plain),
         SessionOutcome::Denied => ("close", Tone::Bad),
         SessionOutcome::Error => ("error", Tone::Warning),
         SessionOutcome::ProtocolError => ("protocol", Tone::Warning),

@@ -20,11 +20,14 @@ use rustls::pki_types::pem::PemObject;
 use serde::Serialize;
 
 use super::Globals;
-use crate::config::{self, Agent, Config, ConfigError, Issuer, JwksSource, Target, TargetTls};
-use crate::credentials::{self, CredentialError, SecretFileError};
+use crate::config::{
+    self, Agent, Config, ConfigError, CredentialSource, Issuer, JwksSource, Target, TargetTls,
+    TlsMode,
+};
+use crate::credentials::{self, CredentialError, Held, SecretFileError};
 use crate::identity::token::{self, Keyring, TokenError};
 use crate::intercept::dns;
-use crate::policy::PolicyError;
+use crate::policy::{PolicyError, PolicySet};
 use crate::privileges::{self, Identity};
 use crate::store;
 
@@ -130,6 +133,7 @@ fn credential_hint(error: &CredentialError, user: &str) -> String {
         CredentialError::File {
             file,
             problem: SecretFileError::Unreadable(cause),
+            ..
         } if cause.kind() == io::ErrorKind::PermissionDenied => {
             let file = file.display();
             format!("{WITHOUT}; chown {user} {file}, with mode 0600")
@@ -158,7 +162,7 @@ fn check(file: &Path, root: Option<&Path>, now: SystemTime) -> Outcome {
             outcome.findings.extend(unusable_names(file, &config));
             let (findings, policies) = with_rights_of(reader, || {
                 let mut findings = Vec::new();
-                let policies = check_policies(&config.policies, &mut findings);
+                let policies = reported(store::policies::load_for(&config), &mut findings);
                 Host::new(file, now, &mut findings).check(&config);
                 (findings, policies)
             });
@@ -172,7 +176,7 @@ fn check(file: &Path, root: Option<&Path>, now: SystemTime) -> Outcome {
             // Where the policies are is not known then; their usual place is worth a look all the same.
             let usual = root.unwrap_or(Path::new("/")).join("etc/sluice/policies");
             if usual.is_dir() {
-                check_policies(&usual, &mut outcome.findings);
+                reported(store::policies::load(&usual), &mut outcome.findings);
             }
         }
     }
@@ -258,10 +262,13 @@ fn summary(config: &Config, policies: Option<&str>) -> String {
     )
 }
 
-/// The hash of the policy set, if it can be loaded.
-fn check_policies(directory: &Path, findings: &mut Vec<Finding>) -> Option<String> {
-    match store::policies::load(directory) {
-        Ok(policies) => Some(policies.hash.clone()),
+/// The hash of the policy set, if it could be loaded.
+fn reported(
+    loaded: Result<PolicySet, Vec<PolicyError>>,
+    findings: &mut Vec<Finding>,
+) -> Option<String> {
+    match loaded {
+        Ok(policies) => Some(policies.hash),
         Err(errors) => {
             findings.extend(errors.into_iter().map(Finding::from));
             None
@@ -408,12 +415,44 @@ impl<'a> Host<'a> {
 
     fn target(&mut self, target: &Target, config: &Config) {
         let name = format!("targets.{}", target.name);
-        let source = &target.credential;
+        self.credential(&name, &target.credential, config);
+        for (credential, source) in &target.credentials {
+            self.credential(&format!("{name}.credentials.{credential}"), source, config);
+        }
+        if let Some(file) = &target.tls.ca_file {
+            self.certificates(&name, file);
+        }
+        if let Some(client) = &target.tls.client {
+            self.owner(&name, Held::Key, &client.key, config);
+            // A CA file that is wrong was reported, and is met first.
+            let without_roots = TargetTls {
+                mode: TlsMode::Require,
+                ca_file: None,
+                ..target.tls.clone()
+            };
+            if let Err(error) = credentials::tls::client(&without_roots) {
+                self.error(
+                    format!("{name}: {error}"),
+                    "the gateway cannot prove itself to this target",
+                );
+            }
+        }
+        self.weakness(&name, target);
+    }
+
+    fn credential(&mut self, name: &str, source: &CredentialSource, config: &Config) {
         if let Err(error) = credentials::load(source) {
             let hint = credential_hint(&error, &config.gateway.user);
             self.error(format!("{name}: {error}"), &hint);
         }
-        let owner = fs::metadata(&source.password_file).map(|file| file.uid());
+        if let Some(file) = &source.password_file {
+            self.owner(name, Held::Password, file, config);
+        }
+    }
+
+    /// A secret file must not be an agent's.
+    fn owner(&mut self, name: &str, held: Held, file: &Path, config: &Config) {
+        let owner = fs::metadata(file).map(|file| file.uid());
         for agent in config.agents.values() {
             let uid = User::from_name(&agent.run_as)
                 .ok()
@@ -422,8 +461,8 @@ impl<'a> Host<'a> {
             if uid.is_some() && uid == owner.as_ref().ok().copied() {
                 self.error(
                     format!(
-                        "{name}: the password file {} belongs to {}, the user of agent {}",
-                        source.password_file.display(),
+                        "{name}: the {held} {} belongs to {}, the user of agent {}",
+                        file.display(),
                         agent.run_as,
                         agent.name
                     ),
@@ -431,13 +470,32 @@ impl<'a> Host<'a> {
                 );
             }
         }
-        if let TargetTls::VerifyFull {
-            ca_file: Some(file),
-            ..
-        } = &target.tls
-        {
-            self.certificates(&name, file);
-        }
+    }
+
+    /// What somebody on the way to the target could do.
+    fn weakness(&mut self, name: &str, target: &Target) {
+        let stays_here = target
+            .dial
+            .iter()
+            .chain(target.addresses.iter().filter(|_| target.dial.is_none()))
+            .all(|address| address.ip().is_some_and(|ip| ip.is_loopback()));
+        let what = match target.tls.mode {
+            _ if stays_here => return,
+            TlsMode::Disable => "is not encrypted",
+            TlsMode::Prefer => "is encrypted only if nobody on the way objects",
+            TlsMode::Require => "is encrypted to whoever answers",
+            TlsMode::VerifyCa if target.tls.ca_file.is_none() => {
+                "goes to whoever has a certificate of any of the system's authorities"
+            }
+            TlsMode::VerifyCa | TlsMode::VerifyFull => return,
+        };
+        self.warning(
+            format!(
+                "{name}: with tls.mode = \"{}\" the connection {what}",
+                target.tls.mode.name()
+            ),
+            "use verify-full, with the ca_file of the authority that signed the target's certificate",
+        );
     }
 
     fn certificates(&mut self, name: &str, file: &Path) {
@@ -693,6 +751,86 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
                 "targets.shop: the CA file /etc/sluice/ca.pem contains no certificate (hint: it must hold the certificates, in PEM, of the CAs that may sign the target's)",
             ),
             (
+                "credential that policies name",
+                |it| {
+                    let more = "[targets.shop.credentials.reader]\nuser = \"r\"\npassword_file = \"/etc/none\"\n";
+                    it.write("etc/sluice/sluice.toml", &format!("{CONFIG}{more}"), 0o644);
+                },
+                "targets.shop.credentials.reader: the password file /etc/none cannot be read: No such file or directory (os error 2) (hint: the gateway cannot log in at this target)",
+            ),
+            (
+                "client key for everybody",
+                |it| {
+                    let pair = rcgen::generate_simple_self_signed(["gw".to_owned()]).unwrap();
+                    it.write("etc/sluice/client.pem", &pair.cert.pem(), 0o644);
+                    it.write(
+                        "etc/sluice/client.key",
+                        &pair.signing_key.serialize_pem(),
+                        0o644,
+                    );
+                    let client = "client_certificate = \"/etc/sluice/client.pem\", client_key = \"/etc/sluice/client.key\", ca_file";
+                    it.write(
+                        "etc/sluice/sluice.toml",
+                        &CONFIG.replace("ca_file", client),
+                        0o644,
+                    );
+                },
+                "targets.shop: the key file /etc/sluice/client.key can be used by others than its owner (mode 0644); run: chmod 600 /etc/sluice/client.key (hint: the gateway cannot prove itself to this target)",
+            ),
+            (
+                "client key of another certificate",
+                |it| {
+                    let pair =
+                        |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]).unwrap();
+                    it.write("etc/sluice/client.pem", &pair("a").cert.pem(), 0o644);
+                    it.write(
+                        "etc/sluice/client.key",
+                        &pair("b").signing_key.serialize_pem(),
+                        0o600,
+                    );
+                    let client = "client_certificate = \"/etc/sluice/client.pem\", client_key = \"/etc/sluice/client.key\", ca_file";
+                    it.write(
+                        "etc/sluice/sluice.toml",
+                        &CONFIG.replace("ca_file", client),
+                        0o644,
+                    );
+                },
+                "targets.shop: the client certificate /etc/sluice/client.pem cannot be used with its key: keys may not be consistent: KeyMismatch (hint: the gateway cannot prove itself to this target)",
+            ),
+            (
+                "a target far away without TLS",
+                |it| {
+                    let config = CONFIG.replace("127.0.0.1:5432", "192.0.2.7:5432").replace(
+                        "{ ca_file = \"/etc/sluice/ca.pem\" }",
+                        "{ mode = \"disable\" }",
+                    );
+                    it.write("etc/sluice/sluice.toml", &config, 0o644);
+                },
+                "warning: targets.shop: with tls.mode = \"disable\" the connection is not encrypted (hint: use verify-full, with the ca_file of the authority that signed the target's certificate)",
+            ),
+            (
+                "a target far away, to whoever answers",
+                |it| {
+                    let config = CONFIG.replace("127.0.0.1:5432", "192.0.2.7:5432").replace(
+                        "{ ca_file = \"/etc/sluice/ca.pem\" }",
+                        "{ mode = \"require\" }",
+                    );
+                    it.write("etc/sluice/sluice.toml", &config, 0o644);
+                },
+                "warning: targets.shop: with tls.mode = \"require\" the connection is encrypted to whoever answers (hint: use verify-full, with the ca_file of the authority that signed the target's certificate)",
+            ),
+            (
+                "a credential that no target has",
+                |it| {
+                    it.write(
+                        "etc/sluice/policies/map.cedar",
+                        "@id(\"map\") @credential(\"reader\") permit(principal, action, resource);",
+                        0o644,
+                    )
+                },
+                "@credential(\"reader\") names a credential that no target of this policy has (hint: add a section [targets.NAME.credentials.reader] to the configuration)",
+            ),
+            (
                 "no such user",
                 |it| {
                     it.write(
@@ -709,7 +847,11 @@ credential = { user = "app", password_file = "/etc/sluice/pw" }
             change(&it);
             let text = it.text();
             let (finding, last) = text.trim_end().rsplit_once('\n').expect(name);
-            let expected = format!("/etc/sluice/sluice.toml: {expected}");
+            let place = match expected.starts_with("@credential") {
+                true => "policies/map.cedar:1",
+                false => "sluice.toml",
+            };
+            let expected = format!("/etc/sluice/{place}: {expected}");
             assert_eq!(finding, expected, "{name}");
             match expected.contains(": warning: ") {
                 true => assert!(last.starts_with("check: ok, 1 warning ("), "{name}: {last}"),

@@ -117,6 +117,7 @@ fn state(state: State) -> &'static str {
         State::Ended(SessionOutcome::Error) => "error",
         State::Ended(SessionOutcome::ProtocolError) => "protocol-error",
         State::Ended(SessionOutcome::Shutdown) => "shutdown",
+        State::Ended(SessionOutcome::Idle) => "idle",
         State::Ended(SessionOutcome::Crashed) => "crashed",
     }
 }

@@ -25,6 +25,8 @@ pub struct Agent {
     pub subject: Option<String>,
     /// The user that `sluice exec` becomes.
     pub run_as: String,
+    /// What the agent believes is its PostgreSQL password, for clients that insist on SCRAM.
+    pub postgres_password_file: Option<PathBuf>,
     /// The targets it may reach, by name; all of them if absent.
     pub targets: Option<BTreeSet<String>>,
 }
@@ -77,6 +79,9 @@ fn read(
     let cgroup = section.take("cgroup", values::cgroup);
     let subject = section.take("subject", values::owned_text);
     let run_as = section.take("run_as", values::user);
+    let postgres_password_file = section.take("postgres_password_file", |value| {
+        surroundings.root.path(value)
+    });
     let targets = read_targets(&mut section, surroundings);
 
     let below = cgroup.unwrap_or_else(|| name.clone());
@@ -104,6 +109,7 @@ fn read(
         token_file: token_file?,
         subject,
         run_as,
+        postgres_password_file,
         targets,
     })
 }

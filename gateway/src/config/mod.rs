@@ -18,21 +18,25 @@ use toml::de::DeTable;
 
 mod address;
 mod agent;
+mod credential;
 mod errors;
 mod gateway;
 mod identity;
 mod section;
 mod target;
+mod target_tls;
 mod values;
 
 pub use address::{Address, AddressError};
 pub use agent::Agent;
+pub use credential::{ChannelBinding, CredentialSource, LoginMethod};
 pub use errors::{ConfigError, ConfigErrors};
 pub use gateway::{
     Broker, Device, DeviceKind, Dns, DnsMode, Gateway, Kernel, Storage, Tls, UnixSockets,
 };
 pub use identity::{Algorithm, Issuer, JwksSource};
-pub use target::{CredentialSource, Protocol, Target, TargetTls};
+pub use target::{Protocol, Target};
+pub use target_tls::{ClientCertificate, TargetTls, TlsMode};
 
 use errors::Report;
 use section::Section;

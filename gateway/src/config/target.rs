@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use toml::de::DeValue;
 
 use super::address::Address;
+use super::credential::{self, CredentialSource};
 use super::errors::Problem;
 use super::section::{At, Section};
+use super::target_tls::{self, TargetTls};
 use super::values::{self, Root};
 use crate::policy::masking::{self, MaskRule};
 
@@ -26,6 +28,16 @@ pub struct Target {
     pub database: Option<String>,
     pub tls: TargetTls,
     pub credential: CredentialSource,
+    /// What policies may have the gateway log in with instead, by name.
+    pub credentials: BTreeMap<String, CredentialSource>,
+    /// How long all addresses together may take from dialling to the end of the login.
+    pub connect_timeout: Duration,
+    /// A session in which nothing is said for this long is ended; `None`: it may idle for ever.
+    pub idle_timeout: Option<Duration>,
+    /// How long a connection may be silent before TCP asks whether its other end is still there.
+    pub keepalive: Duration,
+    /// Sessions at one time; `None`: as many as the gateway and the target have room for.
+    pub max_connections: Option<usize>,
     pub masks: Vec<MaskRule>,
     /// Whether the target's names may resolve to loopback, link-local or metadata addresses. Addresses that
     /// are written as numbers always may.
@@ -39,28 +51,16 @@ pub struct Target {
 /// PostgreSQL's own limit for the messages that have no smaller one (`MaxAllocSize`), with the header.
 const MAX_MESSAGE: u32 = 0x3fff_ffff + 5;
 
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+const KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// In seconds; whoever wants to wait longer means for ever.
+const YEAR: i64 = 365 * 86400;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protocol {
     Postgres,
-}
-
-/// How the gateway's own connection to the target is protected.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TargetTls {
-    Disable,
-    VerifyFull {
-        /// PEM certificates to trust; the system's if absent.
-        ca_file: Option<PathBuf>,
-        /// The name the certificate must carry; the dialled host if absent.
-        server_name: Option<String>,
-    },
-}
-
-/// What the gateway logs in with; the agent never sees it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct CredentialSource {
-    pub user: String,
-    pub password_file: PathBuf,
 }
 
 /// All targets, or `None` if one of them could not be read.
@@ -95,17 +95,27 @@ fn read(
     let addresses = read_addresses(&name, &mut section, owners);
     let dial = section.take("dial", values::parsed);
     let database = section.take("database", values::owned_text);
-    let tls = read_tls(section.table("tls"), root);
-    let credential = match section.has("credential") {
-        true => read_credential(section.table("credential"), root),
-        false => section.require("credential", |_| Ok(None)).flatten(),
-    };
+    let tls = target_tls::read(section.table("tls"), root);
+    let credential = credential::read_default(&mut section, root, &tls);
+    let credentials = credential::read_named(&mut section, root, &tls);
+    let seconds = |value: &DeValue<'_>, max| values::number(value, 1, max).map(Duration::from_secs);
+    let connect_timeout = section.take("connect_timeout_seconds", |value| seconds(value, 600));
+    let idle_timeout = section.take("idle_timeout_seconds", |value| seconds(value, YEAR));
+    let keepalive = section.take("keepalive_seconds", |value| seconds(value, 7200));
+    let max_connections = section.take("max_connections", |value| {
+        values::number(value, 1, 1_000_000)
+    });
     let masks = read_masks(&mut section);
     let allow_local = section.take("allow_local", values::boolean);
     let replication = section.take("replication", values::boolean);
     let max_message = section.take("max_message_bytes", |value| {
         values::number(value, 1 << 16, i64::from(MAX_MESSAGE))
     });
+    if replication == Some(true) && !masks.is_empty() {
+        let problem = Problem::new("cannot be true for a target with masks")
+            .hint("replication is relayed unread, so nothing in it could be masked; make a second target without masks");
+        section.refuse(section.offset_of("replication"), "replication", problem);
+    }
     section.finish();
     Some(Target {
         name,
@@ -115,6 +125,11 @@ fn read(
         database,
         tls,
         credential: credential?,
+        credentials: credentials?,
+        connect_timeout: connect_timeout.unwrap_or(CONNECT_TIMEOUT),
+        idle_timeout,
+        keepalive: keepalive.unwrap_or(KEEPALIVE),
+        max_connections,
         masks,
         allow_local: allow_local.unwrap_or(false),
         replication: replication.unwrap_or(false),
@@ -175,52 +190,6 @@ fn read_addresses(
         }
     }
     Some(entries.into_iter().map(|entry| entry.value).collect())
-}
-
-fn read_tls(mut section: Section<'_>, root: Root<'_>) -> TargetTls {
-    #[derive(Clone, Copy, PartialEq)]
-    enum Mode {
-        VerifyFull,
-        Disable,
-    }
-    let mode = section.take("mode", |value| {
-        values::choice(
-            value,
-            &[
-                ("verify-full", Mode::VerifyFull),
-                ("disable", Mode::Disable),
-            ],
-        )
-    });
-    let ca_file = section.take("ca_file", |value| root.path(value));
-    let server_name = section.take("server_name", values::server_name);
-    if mode == Some(Mode::Disable) {
-        for key in ["ca_file", "server_name"] {
-            if section.has(key) {
-                let problem = Problem::new("has no effect with mode = \"disable\"")
-                    .hint("use mode = \"verify-full\", or remove the key");
-                section.refuse(section.offset_of(key), key, problem);
-            }
-        }
-    }
-    section.finish();
-    match mode.unwrap_or(Mode::VerifyFull) {
-        Mode::Disable => TargetTls::Disable,
-        Mode::VerifyFull => TargetTls::VerifyFull {
-            ca_file,
-            server_name,
-        },
-    }
-}
-
-fn read_credential(mut section: Section<'_>, root: Root<'_>) -> Option<CredentialSource> {
-    let user = section.require("user", values::owned_text);
-    let password_file = section.require("password_file", |value| root.path(value));
-    section.finish();
-    Some(CredentialSource {
-        user: user?,
-        password_file: password_file?,
-    })
 }
 
 fn read_masks(section: &mut Section<'_>) -> Vec<MaskRule> {

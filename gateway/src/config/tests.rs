@@ -81,6 +81,14 @@ fn the_examples_commented_keys_are_the_defaults() {
         .map(Arc::make_mut)
         .unwrap();
     assert_eq!(shop.dial.take(), Some("10.0.0.7:5432".parse().unwrap()));
+    let shop = spelled_out
+        .targets
+        .get_mut("shop")
+        .map(Arc::make_mut)
+        .unwrap();
+    assert_eq!(shop.idle_timeout.take(), Some(Duration::from_secs(3600)));
+    assert_eq!(shop.max_connections.take(), Some(50));
+    assert!(shop.credential.require_auth.take().is_some());
     let bot = spelled_out
         .agents
         .get_mut("report-bot")
@@ -128,13 +136,15 @@ fn a_root_moves_every_path_but_the_pins() {
     let shop = &config.targets["shop"];
     assert_eq!(
         shop.credential.password_file,
-        below("etc/sluice/credentials/shop")
+        Some(below("etc/sluice/credentials/shop"))
     );
     assert_eq!(
         shop.tls,
-        TargetTls::VerifyFull {
+        TargetTls {
+            mode: TlsMode::VerifyFull,
             ca_file: Some(below("etc/sluice/shop-ca.pem")),
             server_name: Some("db.internal".to_owned()),
+            client: None,
         }
     );
 }
@@ -476,11 +486,77 @@ sluice.toml:10: [targets.shop] lacks the key credential"#,
 sluice.toml:11: targets.shop.tls.server_name has no effect with mode = "disable" (hint: use mode = "verify-full", or remove the key)"#,
     ),
     (
-        "tls mode of libpq",
+        "a tls mode of libpq that is none here",
         "protocol",
-        "tls = { mode = \"require\" }\nprotocol",
+        "tls = { mode = \"allow\" }\nprotocol",
         r#"
-sluice.toml:11: targets.shop.tls.mode must be "verify-full" or "disable", not "require" (hint: known are verify-full, disable)"#,
+sluice.toml:11: targets.shop.tls.mode must be "verify-full" or "verify-ca" or "require" or "prefer" or "disable", not "allow" (hint: known are verify-full, verify-ca, require, prefer, disable)"#,
+    ),
+    (
+        "roots that nothing is verified with",
+        "protocol",
+        "tls = { mode = \"require\", ca_file = \"/ca.pem\" }\nprotocol",
+        r#"
+sluice.toml:11: targets.shop.tls.ca_file has no effect with mode = "require" (hint: use mode = "verify-full" or "verify-ca", or remove the key)"#,
+    ),
+    (
+        "a client certificate without its key",
+        "protocol",
+        "tls = { client_certificate = \"/c.pem\" }\nprotocol",
+        r#"
+sluice.toml:11: targets.shop.tls.client_certificate is of no use without client_key (hint: add client_key, or remove client_certificate)"#,
+    ),
+    (
+        "login methods that are none",
+        "password_file = \"/etc/pw\"",
+        "password_file = \"/etc/pw\", require_auth = [\"scram-sha-256\", \"gss\"]",
+        r#"
+sluice.toml:13: targets.shop.credential.require_auth must be "scram-sha-256" or "md5" or "password" or "none", not "gss" (hint: known are scram-sha-256, md5, password, none)"#,
+    ),
+    (
+        "no login method",
+        "password_file = \"/etc/pw\"",
+        "password_file = \"/etc/pw\", require_auth = []",
+        r#"
+sluice.toml:13: targets.shop.credential.require_auth is empty, so no login could succeed (hint: remove it, or write ["scram-sha-256"])"#,
+    ),
+    (
+        "login methods without a password",
+        "password_file = \"/etc/pw\"",
+        "require_auth = [\"md5\"]",
+        r#"
+sluice.toml:13: targets.shop.credential.require_auth names methods that need password_file, which is absent (hint: add password_file, or write ["none"])"#,
+    ),
+    (
+        "binding to TLS that there is not",
+        "credential = {",
+        "tls = { mode = \"disable\" }\ncredential = { channel_binding = \"require\",",
+        r#"
+sluice.toml:14: targets.shop.credential.channel_binding cannot be "require" with tls.mode = "disable" (hint: only SCRAM over TLS can be bound to it)"#,
+    ),
+    (
+        "another credential, with a mistake",
+        "",
+        "[targets.shop.credentials.reader]\npassword_file = \"/etc/reader\"\n",
+        r#"
+sluice.toml:14: [targets.shop.credentials.reader] lacks the key user"#,
+    ),
+    (
+        "limits out of range",
+        "protocol",
+        "connect_timeout_seconds = 0\nidle_timeout_seconds = 0\nkeepalive_seconds = 0\nmax_connections = 0\nprotocol",
+        r#"
+sluice.toml:11: targets.shop.connect_timeout_seconds must be a whole number from 1 to 600, not 0
+sluice.toml:12: targets.shop.idle_timeout_seconds must be a whole number from 1 to 31536000, not 0
+sluice.toml:13: targets.shop.keepalive_seconds must be a whole number from 1 to 7200, not 0
+sluice.toml:14: targets.shop.max_connections must be a whole number from 1 to 1000000, not 0"#,
+    ),
+    (
+        "replication where something is masked",
+        "",
+        "replication = true\n[[targets.shop.mask]]\ncolumn = \"a.b.c\"\nwith = \"redact\"\n",
+        r#"
+sluice.toml:14: targets.shop.replication cannot be true for a target with masks (hint: replication is relayed unread, so nothing in it could be masked; make a second target without masks)"#,
     ),
     (
         "tls server name",

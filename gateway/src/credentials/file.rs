@@ -7,7 +7,7 @@ use std::path::Path;
 
 use zeroize::Zeroize;
 
-use super::Secret;
+use super::{CredentialError, Held, Secret};
 
 /// What is wrong with a file that should hold a secret: the rest of a sentence that names the file.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +59,29 @@ pub(crate) fn read_secret_file(path: &Path, max: usize) -> Result<SecretFile, Se
             error.into_bytes().zeroize();
             Err(SecretFileError::NotText)
         }
+    }
+}
+
+/// The same, of a file that nobody but its owner may read or write: who can write it can make the gateway log in
+/// as they like.
+pub(super) fn read_owners_file(
+    held: Held,
+    path: &Path,
+    max: usize,
+) -> Result<SecretFile, CredentialError> {
+    let file = || path.to_owned();
+    let read = read_secret_file(path, max).map_err(|problem| CredentialError::File {
+        held,
+        file: file(),
+        problem,
+    })?;
+    match read.mode & 0o066 {
+        0 => Ok(read),
+        _ => Err(CredentialError::Exposed {
+            held,
+            file: file(),
+            mode: read.mode,
+        }),
     }
 }
 

@@ -4,85 +4,125 @@
 //! or serialised, and is overwritten when dropped. Reading it takes a call to [`Secret::expose`], so every
 //! use can be found with one grep.
 
+pub mod agent_password;
+pub mod authority;
 mod file;
 mod secret;
+pub mod tls;
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
-use crate::config::CredentialSource;
+use crate::config::{ChannelBinding, CredentialSource, LoginMethod};
 
 pub use secret::Secret;
 
+use file::read_owners_file;
 pub(crate) use file::{SecretFileError, read_secret_file};
 
 /// A password of 4 KiB is a mistake, such as the path of a key or a whole configuration.
 const MAX_PASSWORD_FILE: usize = 4096;
 
-/// A user and its password at one target.
+/// A user at one target, and how it proves to be that user.
 #[derive(Debug)]
 pub struct Credential {
     pub user: String,
-    pub password: Secret<String>,
+    pub password: Option<Secret<String>>,
+    /// The ways to log in that are accepted, where they were chosen.
+    pub require_auth: Option<BTreeSet<LoginMethod>>,
+    pub channel_binding: ChannelBinding,
+}
+
+impl Credential {
+    /// Whether the server may ask in this way. By default a password goes out in clear only to a server that
+    /// an authority vouches for (`verified`).
+    pub fn accepts(&self, method: LoginMethod, verified: bool) -> bool {
+        match &self.require_auth {
+            Some(methods) => methods.contains(&method),
+            None => method != LoginMethod::Password || verified,
+        }
+    }
+}
+
+/// What a secret file holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Held {
+    Password,
+    Key,
+}
+
+impl fmt::Display for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Held::Password => "password file",
+            Held::Key => "key file",
+        })
+    }
 }
 
 /// Why a credential cannot be used. Never contains any part of it.
 #[derive(Debug, thiserror::Error)]
 pub enum CredentialError {
-    #[error("the password file {} {problem}", file.display())]
+    #[error("the {held} {} {problem}", file.display())]
     File {
+        held: Held,
         file: PathBuf,
         problem: SecretFileError,
     },
     #[error(
-        "the password file {} can be used by others than its owner (mode {mode:04o}); run: chmod 600 {}",
+        "the {held} {} can be used by others than its owner (mode {mode:04o}); run: chmod 600 {}",
         file.display(),
         file.display()
     )]
-    Exposed { file: PathBuf, mode: u32 },
+    Exposed {
+        held: Held,
+        file: PathBuf,
+        mode: u32,
+    },
     #[error("the password file {} is empty; write the password of {user:?} into it", file.display())]
     Empty { file: PathBuf, user: String },
     #[error("the password file {} contains a NUL byte, which no server accepts in a password", file.display())]
     Nul { file: PathBuf },
+    #[error("the key file {} contains no private key in PEM", file.display())]
+    NoKey { file: PathBuf },
 }
 
-/// Reads the credential: a regular file of at most 4 KiB that only its owner can read or write, holding the
-/// password and at most one line break after it.
+/// Reads the credential. Its password file, if it has one: a regular file of at most 4 KiB that only its owner
+/// can read or write, holding the password and at most one line break after it.
 pub fn load(source: &CredentialSource) -> Result<Credential, CredentialError> {
-    let file = || source.password_file.clone();
-    let read = read_secret_file(&source.password_file, MAX_PASSWORD_FILE).map_err(|problem| {
-        CredentialError::File {
-            file: file(),
-            problem,
-        }
-    })?;
-    // Group and others: neither read nor write. Who can write it can make the gateway log in as they like.
-    if read.mode & 0o066 != 0 {
-        return Err(CredentialError::Exposed {
-            file: file(),
-            mode: read.mode,
-        });
-    }
-    let password = read.without_line_break();
-    if password.expose().is_empty() {
-        return Err(CredentialError::Empty {
-            file: file(),
-            user: source.user.clone(),
-        });
-    }
-    if password.expose().contains('\0') {
-        return Err(CredentialError::Nul { file: file() });
-    }
+    let password = match &source.password_file {
+        Some(file) => Some(password(file, &source.user)?),
+        None => None,
+    };
     Ok(Credential {
         user: source.user.clone(),
         password,
+        require_auth: source.require_auth.clone(),
+        channel_binding: source.channel_binding,
     })
+}
+
+fn password(file: &Path, user: &str) -> Result<Secret<String>, CredentialError> {
+    let password = read_owners_file(Held::Password, file, MAX_PASSWORD_FILE)?.without_line_break();
+    if password.expose().is_empty() {
+        return Err(CredentialError::Empty {
+            file: file.to_owned(),
+            user: user.to_owned(),
+        });
+    }
+    if password.expose().contains('\0') {
+        return Err(CredentialError::Nul {
+            file: file.to_owned(),
+        });
+    }
+    Ok(password)
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::os::unix::fs::PermissionsExt;
-    use std::path::Path;
 
     use super::*;
 
@@ -94,7 +134,9 @@ mod tests {
     fn load_from(file: &Path) -> Result<Credential, CredentialError> {
         load(&CredentialSource {
             user: "app".to_owned(),
-            password_file: file.to_owned(),
+            password_file: Some(file.to_owned()),
+            require_auth: None,
+            channel_binding: ChannelBinding::Prefer,
         })
     }
 
@@ -142,7 +184,8 @@ mod tests {
             write(&file, content, mode);
             match (load_from(&file), expected) {
                 (Ok(credential), Ok(password)) => {
-                    assert_eq!(credential.password.expose(), password, "{name}");
+                    let stored = credential.password.expect(name);
+                    assert_eq!(stored.expose(), password, "{name}");
                 }
                 (Err(error), Err(part)) => {
                     let text = error.to_string();
@@ -172,14 +215,39 @@ mod tests {
     }
 
     #[test]
+    fn a_password_goes_out_in_clear_only_where_it_may() {
+        let accepts = |require_auth: Option<&[LoginMethod]>, method, verified| {
+            let credential = Credential {
+                user: "app".to_owned(),
+                password: None,
+                require_auth: require_auth.map(|methods| methods.iter().copied().collect()),
+                channel_binding: ChannelBinding::Prefer,
+            };
+            credential.accepts(method, verified)
+        };
+        use LoginMethod::{Md5, None as Nothing, Password, ScramSha256};
+        for method in [ScramSha256, Md5, Nothing] {
+            assert!(accepts(None, method, false), "{method:?}");
+            assert!(!accepts(Some(&[Password]), method, true), "{method:?}");
+        }
+        assert!(!accepts(None, Password, false));
+        assert!(accepts(None, Password, true));
+        assert!(accepts(Some(&[Password]), Password, false));
+        assert!(!accepts(Some(&[ScramSha256, Md5]), Password, true));
+    }
+
+    #[test]
     fn a_credential_prints_without_its_password() {
         let credential = Credential {
             user: "app".to_owned(),
-            password: Secret::new("hunter2".to_owned()),
+            password: Some(Secret::new("hunter2".to_owned())),
+            require_auth: None,
+            channel_binding: ChannelBinding::Prefer,
         };
-        assert_eq!(
-            format!("{credential:?}"),
-            r#"Credential { user: "app", password: Secret(..) }"#
+        let printed = format!("{credential:?}");
+        assert!(
+            printed.starts_with(r#"Credential { user: "app", password: Some(Secret(..)), "#),
+            "{printed}"
         );
     }
 }

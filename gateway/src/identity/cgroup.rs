@@ -241,6 +241,7 @@ pub(crate) mod tests {
             token_file: "/nowhere".into(),
             subject: None,
             run_as: "nobody".to_owned(),
+            postgres_password_file: None,
             targets: None,
         })
     }

@@ -33,13 +33,15 @@ impl Denial {
         }
     }
 
-    /// DECLARE … BINARY over a masked table.
-    pub(super) fn binary_cursor() -> Self {
+    /// Two policies permit a session, each with another login.
+    pub(super) fn ambiguous(annotation: &str, one: &str, other: &str) -> Self {
         Self {
-            rule: "mask:binary-cursor".to_owned(),
-            message: "a binary cursor may not read a table with masked columns".to_owned(),
-            detail: "Denied by rule mask:binary-cursor: binary values cannot be masked.".to_owned(),
-            hint: "Declare the cursor without BINARY.".to_owned(),
+            rule: "policy:ambiguous".to_owned(),
+            message: format!("the policies disagree about the {annotation} of this session"),
+            detail: format!(
+                "Denied by rule policy:ambiguous: {one} and {other} both permit it, with another @{annotation} each."
+            ),
+            hint: format!("Connecting in another way does not help. {WHO_DECIDES}"),
         }
     }
 

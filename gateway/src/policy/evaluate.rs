@@ -9,7 +9,7 @@ use cedar_policy::{
 };
 
 use super::denial::{Denial, WHO_DECIDES};
-use super::set::PolicySet;
+use super::set::{CREDENTIAL, DATABASE, PolicySet};
 use crate::sql::{MaskUse, Statement, Table, Verb, unambiguous};
 
 /// Who asks, proven by cgroup and token.
@@ -51,16 +51,28 @@ pub enum Operation<'a> {
         target: &'a str,
         database: &'a str,
         statement: &'a Statement,
+        /// The texts of the parameters it runs with; none where they are not known yet.
+        parameters: &'a [String],
     },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
-    /// `rule`: the ids of the permitting policies, comma-separated.
+    /// `rule`: the ids of the permitting policies, comma-separated. `login` is of connecting alone.
     Allow {
         rule: String,
+        login: Login,
     },
     Deny(Denial),
+}
+
+/// What the policies that permit a session choose for it, whatever the agent asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Login {
+    /// `@credential`: one of the target's named credentials, in place of its own.
+    pub credential: Option<String>,
+    /// `@database`: the database that is opened.
+    pub database: Option<String>,
 }
 
 /// Decides. Pure: the same arguments always give the same verdict.
@@ -70,16 +82,23 @@ pub fn evaluate(policies: &PolicySet, principal: &Principal, operation: &Operati
             target,
             database,
             user,
-        } => connect(policies, principal, target, database, user),
+        } => connect(policies, principal, target, database, user)
+            .and_then(|rules| Ok((chosen(policies, &rules)?, rules))),
         Operation::Sql {
             target,
             database,
             statement,
-        } => sql(policies, principal, target, database, statement),
+            parameters,
+        } => {
+            let context = statement_context(database, &principal.process, statement, parameters);
+            sql(policies, principal, target, statement, context)
+                .map(|rules| (Login::default(), rules))
+        }
     };
     match decided {
-        Ok(rules) => Verdict::Allow {
+        Ok((login, rules)) => Verdict::Allow {
             rule: rules.into_iter().collect::<Vec<_>>().join(", "),
+            login,
         },
         Err(denial) => Verdict::Deny(denial),
     }
@@ -107,15 +126,42 @@ fn connect(
     asking.ask(&policies.all, vec![question], context)
 }
 
+/// What the permitting policies choose. A policy that chooses nothing leaves the choice to the others.
+fn chosen(policies: &PolicySet, rules: &Rules) -> Result<Login, Denial> {
+    Ok(Login {
+        credential: the_same(policies, rules, CREDENTIAL)?,
+        database: the_same(policies, rules, DATABASE)?,
+    })
+}
+
+/// The annotation's value, if all policies that have it agree.
+fn the_same(
+    policies: &PolicySet,
+    rules: &Rules,
+    annotation: &'static str,
+) -> Result<Option<String>, Denial> {
+    let mut first: Option<(&str, &str)> = None;
+    for rule in rules {
+        let Some(value) = policies.annotation(&PolicyId::new(rule), annotation) else {
+            continue;
+        };
+        match first {
+            None => first = Some((rule, value)),
+            Some((_, same)) if same == value => {}
+            Some((other, _)) => return Err(Denial::ambiguous(annotation, other, rule)),
+        }
+    }
+    Ok(first.map(|(_, value)| value.to_owned()))
+}
+
 fn sql(
     policies: &PolicySet,
     principal: &Principal,
     target: &str,
-    database: &str,
     statement: &Statement,
+    context: Result<Context, cedar_policy::ContextCreationError>,
 ) -> Result<Rules, Denial> {
-    let context =
-        statement_context(database, &principal.process, statement).map_err(|e| broken(&e))?;
+    let context = context.map_err(|e| broken(&e))?;
     let mut asking = Asking::new(policies, principal, target);
     let mut rules = Rules::new();
     if let Some(why) = &statement.unknown {
@@ -123,9 +169,6 @@ fn sql(
     }
     if let MaskUse::Refused { column, place } = &statement.mask {
         return Err(Denial::masked(column, *place));
-    }
-    if statement.binary_cursor && statement.mask != MaskUse::None {
-        return Err(Denial::binary_cursor());
     }
     let questions = asking.questions(statement);
     rules.extend(asking.ask(&policies.all, questions, context)?);
@@ -465,6 +508,7 @@ fn statement_context(
     database: &str,
     process: &Process,
     statement: &Statement,
+    parameters: &[String],
 ) -> Result<Context, cedar_policy::ContextCreationError> {
     let tables =
         |tables: &BTreeSet<Table>| -> BTreeSet<String> { tables.iter().map(full_name).collect() };
@@ -487,6 +531,7 @@ fn statement_context(
         set("functions", functions),
         set("settings", statement.settings.clone()),
         set("shows", statement.shows.clone()),
+        set("parameters", parameters.iter().cloned().collect()),
     ])
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A rule names one column, `schema.table.column`, and the transform its values go through. Which
 //! result fields a rule is about is the session's business; which statements may be masked at all is
-//! decided by [`crate::sql::MaskUse`]. Everything here works on the text format, byte by byte, and
-//! never fails: a value that is not text as expected is replaced whole.
+//! decided by [`crate::sql::MaskUse`]. Everything here works on a value's text, which is its binary form too
+//! where its type is a text, and never fails: a value that is not text as expected is replaced whole.
 
 use std::fmt;
 use std::str::FromStr;
@@ -35,7 +35,7 @@ const MOST_KEPT: usize = 8;
 const LONGEST_NAME: usize = 63;
 
 /// What stands in for a redacted value of a text-like type.
-const REDACTED: &[u8] = b"[redacted]";
+const REDACTED: &str = "[redacted]";
 
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum MaskingError {
@@ -138,19 +138,41 @@ impl fmt::Display for Transform {
     }
 }
 
+/// What values of a column's type can be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Takes {
+    /// Not the text a mask leaves behind: a date or a number with stars in it is a value no client can parse.
+    Nothing,
+    /// Any text (text, name, citext …).
+    Text,
+    /// Any text of at most this many characters: varchar(n).
+    UpTo(usize),
+    /// Any text of exactly this many characters: char(n).
+    Padded(usize),
+}
+
 impl Transform {
-    /// The value as it is delivered: `value` in PostgreSQL's text format, in any encoding;
-    /// `text_like` says that the column's type takes any text (text, varchar, name, citext …).
-    /// `None` is NULL.
-    pub fn apply(&self, value: &[u8], text_like: bool) -> Option<Vec<u8>> {
-        if !text_like {
-            // A date or a number with stars in it would be a value no client can parse.
+    /// The value as it is delivered: `value` is a text, in any encoding. `None` is NULL.
+    pub fn apply(&self, value: &[u8], takes: Takes) -> Option<Vec<u8>> {
+        if takes == Takes::Nothing {
             return None;
         }
-        Some(match (self, std::str::from_utf8(value)) {
-            (Self::KeepLast(kept), Ok(text)) => keep_last(text, *kept).into_bytes(),
-            (Self::Redact, _) | (Self::KeepLast(_), Err(_)) => REDACTED.to_vec(),
-        })
+        let masked = match (self, std::str::from_utf8(value)) {
+            (Self::KeepLast(kept), Ok(text)) => keep_last(text, *kept),
+            (Self::Redact, _) | (Self::KeepLast(_), Err(_)) => REDACTED.to_owned(),
+        };
+        Some(fitted(masked, takes).into_bytes())
+    }
+}
+
+fn fitted(masked: String, takes: Takes) -> String {
+    match takes {
+        Takes::Nothing | Takes::Text => masked,
+        Takes::UpTo(most) => masked.chars().take(most).collect(),
+        Takes::Padded(count) => {
+            let blanks = std::iter::repeat(' ');
+            masked.chars().chain(blanks).take(count).collect()
+        }
     }
 }
 
@@ -180,65 +202,118 @@ mod tests {
 
     #[test]
     fn transforms() {
-        let table: [(&str, &str, &str, bool, Option<&str>); 12] = [
+        let table: [(&str, &str, &str, Takes, Option<&str>); 17] = [
             (
                 "card",
                 "keep_last(4)",
                 "4111111111111111",
-                true,
+                Takes::Text,
                 Some("************1111"),
             ),
             (
                 "grouped card",
                 "keep_last(4)",
                 "4111-1111-1111-1111",
-                true,
+                Takes::Text,
                 Some("****-****-****-1111"),
             ),
             (
                 "short value keeps a third",
                 "keep_last(4)",
                 "12345",
-                true,
+                Takes::Text,
                 Some("****5"),
             ),
-            ("one character", "keep_last(4)", "7", true, Some("*")),
-            ("empty", "keep_last(4)", "", true, Some("")),
+            ("one character", "keep_last(4)", "7", Takes::Text, Some("*")),
+            ("empty", "keep_last(4)", "", Takes::Text, Some("")),
             (
                 "not ASCII",
                 "keep_last(2)",
                 "Zoë Müller",
-                true,
+                Takes::Text,
                 Some("*** ****er"),
             ),
             (
                 "e-mail",
                 "keep_last(3)",
                 "bob@example.com",
-                true,
+                Takes::Text,
                 Some("***@*******.com"),
             ),
             (
                 "number column",
                 "keep_last(4)",
                 "4111111111111111",
-                false,
+                Takes::Nothing,
                 None,
             ),
-            ("redact text", "redact", "secret", true, Some("[redacted]")),
-            ("redact empty text", "redact", "", true, Some("[redacted]")),
-            ("redact a date", "redact", "1980-02-29", false, None),
+            (
+                "redact text",
+                "redact",
+                "secret",
+                Takes::Text,
+                Some("[redacted]"),
+            ),
+            (
+                "redact empty text",
+                "redact",
+                "",
+                Takes::Text,
+                Some("[redacted]"),
+            ),
+            (
+                "redact a date",
+                "redact",
+                "1980-02-29",
+                Takes::Nothing,
+                None,
+            ),
+            (
+                "redact a varchar(4)",
+                "redact",
+                "4111",
+                Takes::UpTo(4),
+                Some("[red"),
+            ),
+            (
+                "redact a varchar(20)",
+                "redact",
+                "4111",
+                Takes::UpTo(20),
+                Some("[redacted]"),
+            ),
+            (
+                "redact a char(12)",
+                "redact",
+                "4111        ",
+                Takes::Padded(12),
+                Some("[redacted]  "),
+            ),
+            (
+                "redact a char(3)",
+                "redact",
+                "411",
+                Takes::Padded(3),
+                Some("[re"),
+            ),
+            (
+                "a char(6) keeps its blanks",
+                "keep_last(4)",
+                "abc   ",
+                Takes::Padded(6),
+                Some("**c   "),
+            ),
             (
                 "spaces allowed in the name",
                 "keep_last( 2 )",
                 "abcdef",
-                true,
+                Takes::Text,
                 Some("****ef"),
             ),
         ];
-        for (name, transform, value, text_like, expect) in table {
+        for (name, transform, value, takes, expect) in table {
             let transform: Transform = transform.parse().expect(name);
-            let got = transform.apply(value.as_bytes(), text_like);
+            let got = transform.apply(value.as_bytes(), takes);
             assert_eq!(got.as_deref(), expect.map(str::as_bytes), "{name}");
         }
     }
@@ -246,8 +321,8 @@ mod tests {
     #[test]
     fn a_value_that_is_not_utf8_is_replaced_whole() {
         assert_eq!(
-            Transform::KeepLast(4).apply(b"4111\xff1111", true),
-            Some(REDACTED.to_vec())
+            Transform::KeepLast(4).apply(b"4111\xff1111", Takes::Text),
+            Some(REDACTED.as_bytes().to_vec())
         );
     }
 
@@ -306,7 +381,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_middle_of_a_number_is_never_clear(digits in "[0-9]{3,24}", kept in 1usize..=8) {
-            let masked = Transform::KeepLast(kept).apply(digits.as_bytes(), true).expect("text stays text");
+            let masked = Transform::KeepLast(kept).apply(digits.as_bytes(), Takes::Text).expect("text stays text");
             let clear = masked.iter().filter(|b| b.is_ascii_digit()).count();
             prop_assert_eq!(masked.len(), digits.len());
             prop_assert!(clear <= kept && clear * 3 <= digits.len());
@@ -314,10 +389,10 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_masked(value in proptest::collection::vec(any::<u8>(), 0..64), kept in 1usize..=8, text_like: bool) {
+        fn any_bytes_are_masked(value in proptest::collection::vec(any::<u8>(), 0..64), kept in 1usize..=8, takes in proptest::sample::select(vec![Takes::Nothing, Takes::Text, Takes::UpTo(99)])) {
             for transform in [Transform::Redact, Transform::KeepLast(kept)] {
-                let masked = transform.apply(&value, text_like);
-                prop_assert_eq!(masked.is_some(), text_like);
+                let masked = transform.apply(&value, takes);
+                prop_assert_eq!(masked.is_some(), takes != Takes::Nothing);
                 let alphanumeric = value.iter().filter(|b| b.is_ascii_alphanumeric()).count();
                 if transform == Transform::KeepLast(kept) && alphanumeric > 0 {
                     prop_assert_ne!(masked, Some(value.clone()));

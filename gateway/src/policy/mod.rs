@@ -11,5 +11,5 @@ pub mod masking;
 mod set;
 
 pub use denial::Denial;
-pub use evaluate::{Operation, Principal, Process, Verdict, evaluate};
+pub use evaluate::{Login, Operation, Principal, Process, Verdict, evaluate};
 pub use set::{PolicyError, PolicySet};

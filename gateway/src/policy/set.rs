@@ -4,15 +4,15 @@
 //! it does not know (`@approval` in a version that asks nobody), a policy without an `@id` to appear in
 //! the evidence under, a policy that can never apply.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use cedar_policy::ffi::DetailedError;
 use cedar_policy::{
-    ActionConstraint, Effect, Entities, EntityTypeName, EntityUid, Policy, PolicyId, Schema,
-    ValidationMode, Validator,
+    ActionConstraint, Effect, Entities, EntityTypeName, EntityUid, Policy, PolicyId,
+    ResourceConstraint, Schema, ValidationMode, Validator,
 };
 use serde::Serialize;
 use sha2::{Digest, Sha256};
@@ -21,10 +21,30 @@ use sha2::{Digest, Sha256};
 const SCHEMA: &str = include_str!("schema.cedarschema");
 
 /// The annotations that have a meaning here.
-const ANNOTATIONS: [&str; 3] = ["id", "reason", "hint"];
+const ANNOTATIONS: [&str; 5] = ["id", "reason", "hint", CREDENTIAL, DATABASE];
+
+/// With which of the target's credentials a permitted session logs in.
+pub(super) const CREDENTIAL: &str = "credential";
+
+/// Which database a permitted session opens.
+pub(super) const DATABASE: &str = "database";
+
+/// PostgreSQL's `NAMEDATALEN` without the NUL: a longer name is another one, cut short.
+const LONGEST_DATABASE: usize = 63;
 
 /// Rule ids that decisions made without any policy appear under.
-const RESERVED: [&str; 5] = ["default-deny", "policy-error", "mask:", "sql:", "session:"];
+const RESERVED: [&str; 10] = [
+    "default-deny",
+    "policy-error",
+    "cancel:",
+    "mask:",
+    "policy:",
+    "protocol:",
+    "session:",
+    "sql:",
+    "startup:",
+    "target:",
+];
 
 /// An id goes into the log, the evidence and the agent's error message.
 const LONGEST_ID: usize = 64;
@@ -39,6 +59,8 @@ pub struct PolicySet {
     /// The schema's actions with their groups.
     pub(super) actions: Entities,
     pub(super) types: Types,
+    places: BTreeMap<String, (PathBuf, usize)>,
+    looks_at_parameters: bool,
 }
 
 /// The schema's entity types, parsed once.
@@ -109,13 +131,74 @@ impl PolicySet {
             errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
             return Err(errors);
         }
+        let looks_at_parameters = accepted.all.policies().any(looks_at_parameters);
         Ok(Self {
             hash: hash(files),
             naming_unknown: accepted.naming_unknown(&types)?,
+            looks_at_parameters,
             all: accepted.all,
+            places: accepted.places,
             actions,
             types,
         })
+    }
+
+    /// Every policy whose `@credential` no target in its scope has. `targets`: the names of the credentials of
+    /// each target.
+    pub fn without_credential(
+        &self,
+        targets: &BTreeMap<String, BTreeSet<String>>,
+    ) -> Vec<PolicyError> {
+        let mut errors = Vec::new();
+        for policy in self.all.policies() {
+            let Some(name) = policy.annotation(CREDENTIAL) else {
+                continue;
+            };
+            let scope = policy.resource_constraint();
+            let known = targets
+                .iter()
+                .filter(|(target, _)| self.is_about(&scope, target))
+                .any(|(_, credentials)| credentials.contains(name));
+            if known {
+                continue;
+            }
+            let (file, line) = self
+                .places
+                .get(AsRef::<str>::as_ref(policy.id()))
+                .cloned()
+                .unwrap_or_default();
+            errors.push(PolicyError {
+                file,
+                line,
+                message: format!(
+                    "@credential(\"{name}\") names a credential that no target of this policy has"
+                ),
+                hint: Some(format!(
+                    "add a section [targets.NAME.credentials.{name}] to the configuration"
+                )),
+            });
+        }
+        errors.sort_by(|a, b| (&a.file, a.line).cmp(&(&b.file, b.line)));
+        errors
+    }
+
+    fn is_about(&self, scope: &ResourceConstraint, target: &str) -> bool {
+        let named = |entity: &EntityUid| {
+            *entity.type_name() == self.types.target && entity.id().unescaped() == target
+        };
+        match scope {
+            ResourceConstraint::Any => true,
+            ResourceConstraint::Is(of_type) => *of_type == self.types.target,
+            ResourceConstraint::Eq(entity) | ResourceConstraint::In(entity) => named(entity),
+            ResourceConstraint::IsIn(of_type, entity) => {
+                *of_type == self.types.target && named(entity)
+            }
+        }
+    }
+
+    /// Whether any policy goes by the parameters of statements. If none does, nobody pays for them.
+    pub fn looks_at_parameters(&self) -> bool {
+        self.looks_at_parameters
     }
 
     /// A policy's annotation.
@@ -196,6 +279,7 @@ impl Accepted {
                 )
             })
             .collect();
+        wrong.extend(misplaced_login(policy));
         match self.id_of(policy) {
             Err(why) => wrong.push(why),
             Ok(id) if wrong.is_empty() => {
@@ -287,6 +371,65 @@ impl Accepted {
     }
 }
 
+/// `@credential` and `@database` where they have no effect, or cannot have one.
+fn misplaced_login(policy: &Policy) -> Vec<(String, String)> {
+    let mut wrong = Vec::new();
+    for name in [CREDENTIAL, DATABASE] {
+        let Some(value) = policy.annotation(name) else {
+            continue;
+        };
+        if policy.effect() == Effect::Forbid || !may_connect(policy) {
+            wrong.push((
+                format!("@{name} has an effect on policies that permit connect, and on no others"),
+                "write it before a permit whose action is Sluice::Action::\"connect\"".to_owned(),
+            ));
+        }
+        let longest = if name == DATABASE {
+            LONGEST_DATABASE
+        } else {
+            LONGEST_ID
+        };
+        if value.is_empty() || value.len() > longest || value.contains('\0') {
+            wrong.push((
+                format!("@{name}(\"{}\") is not a name", value.escape_debug()),
+                format!("use 1 to {longest} bytes"),
+            ));
+        }
+    }
+    wrong
+}
+
+fn may_connect(policy: &Policy) -> bool {
+    let connect = |action: &EntityUid| action.id().unescaped() == "connect";
+    match policy.action_constraint() {
+        ActionConstraint::Any => true,
+        ActionConstraint::In(actions) => actions.iter().any(connect),
+        ActionConstraint::Eq(action) => connect(&action),
+    }
+}
+
+/// Whether the attribute is named anywhere in the policy, of whatever record.
+fn looks_at_parameters(policy: &Policy) -> bool {
+    // What cannot be looked through may do anything.
+    policy
+        .to_json()
+        .map_or(true, |json| names_parameters(&json))
+}
+
+fn names_parameters(json: &serde_json::Value) -> bool {
+    use serde_json::Value;
+    match json {
+        Value::Object(members) => members.iter().any(|(name, value)| {
+            let is_it = |name: &str| name == "parameters";
+            is_it(name)
+                || (name == "attr" && value.as_str().is_some_and(is_it))
+                || names_parameters(value)
+        }),
+        Value::Array(values) => values.iter().any(names_parameters),
+        _ => false,
+    }
+}
+
 fn hash(files: &[(PathBuf, String)]) -> String {
     let mut files: Vec<&(PathBuf, String)> = files.iter().collect();
     files.sort();
@@ -358,7 +501,7 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named_with_file_and_line() {
-        let table: [(&str, &str, &[&str]); 11] = [
+        let table: [(&str, &str, &[&str]); 15] = [
             (
                 "fine",
                 "@id(\"a\") permit (principal, action, resource);",
@@ -395,6 +538,26 @@ mod tests {
                 &["p.cedar:1: @approval is not enforced"],
             ),
             (
+                "a role for those that may not come in",
+                "@id(\"a\") @credential(\"x\") forbid (principal, action, resource);",
+                &["p.cedar:1: @credential has an effect on policies that permit connect"],
+            ),
+            (
+                "a database for a statement",
+                "@id(\"a\") @database(\"x\") permit (principal, action == Sluice::Action::\"sql:select\", resource);",
+                &["p.cedar:1: @database has an effect on policies that permit connect"],
+            ),
+            (
+                "no database",
+                "@id(\"a\") @database(\"\") permit (principal, action, resource);",
+                &["p.cedar:1: @database(\"\") is not a name"],
+            ),
+            (
+                "reserved for the gateway's own",
+                "@id(\"policy:ambiguous\") permit (principal, action, resource);",
+                &["p.cedar:1: @id(\"policy:ambiguous\") is reserved"],
+            ),
+            (
                 "syntax",
                 "@id(\"a\")\npermit (principal, action resource);",
                 &["p.cedar:2: unexpected token `resource`"],
@@ -421,6 +584,39 @@ mod tests {
             for (got, expect) in got.iter().zip(expect) {
                 assert!(got.starts_with(expect), "{name}: {got}");
             }
+        }
+    }
+
+    #[test]
+    fn a_credential_must_be_one_of_a_target_in_scope() {
+        let errors = |text: &str| -> Vec<String> {
+            let set = PolicySet::parse(&[("p.cedar".into(), text.to_owned())]).expect("valid");
+            let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+            let targets = BTreeMap::from([
+                ("shop".to_owned(), names(&["reader"])),
+                ("vault".to_owned(), names(&["keeper"])),
+            ]);
+            let errors = set.without_credential(&targets);
+            errors.iter().map(PolicyError::to_string).collect()
+        };
+        for (name, scope, known) in [
+            ("reader", "resource", true),
+            ("reader", "resource == Sluice::Target::\"shop\"", true),
+            ("reader", "resource in Sluice::Target::\"shop\"", true),
+            ("reader", "resource is Sluice::Target", true),
+            ("reader", "resource == Sluice::Target::\"vault\"", false),
+            ("nobody", "resource", false),
+        ] {
+            let text = format!(
+                "@id(\"a\")\n@credential(\"{name}\")\npermit (principal, action == Sluice::Action::\"connect\", {scope});"
+            );
+            let got = errors(&text);
+            assert_eq!(got.is_empty(), known, "{name} {scope}: {got:?}");
+            let expect = format!("p.cedar:1: @credential(\"{name}\") names a credential");
+            assert!(
+                got.iter().all(|error| error.starts_with(&expect)),
+                "{got:?}"
+            );
         }
     }
 

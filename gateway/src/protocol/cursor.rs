@@ -50,6 +50,10 @@ impl<'a> Cursor<'a> {
         self.array(what).map(i16::from_be_bytes)
     }
 
+    pub fn u16(&mut self, what: &'static str) -> Result<u16, Malformed> {
+        self.array(what).map(u16::from_be_bytes)
+    }
+
     pub fn i32(&mut self, what: &'static str) -> Result<i32, Malformed> {
         self.array(what).map(i32::from_be_bytes)
     }
@@ -58,13 +62,18 @@ impl<'a> Cursor<'a> {
         self.array(what).map(u32::from_be_bytes)
     }
 
-    /// A count of things that follow: an `Int16` that must not be negative.
+    pub fn i64(&mut self, what: &'static str) -> Result<i64, Malformed> {
+        self.array(what).map(i64::from_be_bytes)
+    }
+
+    pub fn u64(&mut self, what: &'static str) -> Result<u64, Malformed> {
+        self.array(what).map(u64::from_be_bytes)
+    }
+
+    /// A count of things that follow. PostgreSQL reads its `Int16` without a sign (`pq_getmsgint`): a
+    /// statement may have 65535 parameters.
     pub fn count(&mut self, what: &'static str) -> Result<usize, Malformed> {
-        let value = self.i16(what)?;
-        usize::try_from(value).map_err(|_| Malformed::Value {
-            what,
-            value: value.into(),
-        })
+        self.u16(what).map(usize::from)
     }
 
     /// A length-prefixed value: `Int32` length, -1 for NULL.

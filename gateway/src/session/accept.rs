@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 
 use crate::audit::event::{Event, SessionId, Stage, Who};
 use crate::intercept::{Flow, FlowTable};
+use crate::session::watch;
 use crate::store::log::Log;
 
 /// A connection whose origin the kernel vouches for.
@@ -52,6 +53,9 @@ pub fn accept(socket: TcpStream, flows: &FlowTable, log: &Log) -> Option<Accepte
             // Small messages in both directions: waiting to fill a segment only adds latency.
             if let Err(error) = socket.set_nodelay(true) {
                 tracing::debug!(%peer, %error, "TCP_NODELAY was refused");
+            }
+            if let Err(error) = watch::keep_alive(&socket) {
+                tracing::debug!(%peer, %error, "SO_KEEPALIVE was refused");
             }
             return Some(Accepted {
                 socket,

@@ -5,24 +5,17 @@ use std::io;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::record::Recorded;
-use super::watch::{self, within};
 
-/// Sends recorded bytes to their peer.
+/// Sends recorded bytes to their peer, however long it takes to read them: that is how back-pressure
+/// reaches the other side. A peer that is gone is known by its socket's keep-alive.
 pub async fn forward<W>(peer: &mut W, recorded: Recorded) -> io::Result<()>
 where
     W: AsyncWrite + Unpin,
 {
-    let bytes = recorded.into_bytes();
+    let mut bytes = recorded.into_bytes();
     if bytes.is_empty() {
         return Ok(());
     }
-    within(
-        watch::WRITE,
-        "a write to a peer that does not read",
-        async {
-            peer.write_all(&bytes).await?;
-            peer.flush().await
-        },
-    )
-    .await
+    peer.write_all_buf(&mut bytes).await?;
+    peer.flush().await
 }

@@ -63,6 +63,8 @@ pub struct Refused {
     pub who: Who,
     /// Known when the destination is a target: the refusal can be said in its protocol.
     pub target: Option<Arc<Target>>,
+    /// What the agent dialled.
+    pub original: SocketAddr,
     pub denial: Denial,
 }
 
@@ -144,6 +146,7 @@ pub async fn identify(
     };
     Err(Box::new(Refused {
         session: accepted.session(),
+        original: dialled,
         socket: accepted.into_socket(),
         who: found.who,
         target: speaker,
@@ -156,6 +159,7 @@ pub fn refuse_full(accepted: Accepted, identities: &Identities) -> Box<Refused> 
     let target = identities.dns.speaker_of(accepted.flow().original);
     Box::new(Refused {
         session: accepted.session(),
+        original: accepted.flow().original,
         who: Who {
             client: accepted.peer().to_string(),
             target: target.as_ref().map(|target| target.name.clone()),

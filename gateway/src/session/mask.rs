@@ -2,20 +2,25 @@
 //!
 //! Only this file makes a [`Masked`]. Rows are rewritten where their RowDescription names a masked
 //! column as the origin; every other message passes as it is, but for errors that could quote a value.
+//!
+//! The rewriting is the same in text and in binary: what a mask leaves behind is text, which is sent as
+//! its own bytes in both, or NULL.
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 
-use crate::policy::masking::Transform;
+use super::buffers::Gathered;
+use crate::policy::masking::{Takes, Transform};
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
-use crate::protocol::postgres::{Message, ProtocolError, encode};
+use crate::protocol::postgres::values::Format;
+use crate::protocol::postgres::{Message, Piece, ProtocolError, encode};
 use crate::sql;
 
 /// Bytes that may be recorded and delivered.
 #[derive(Debug)]
-pub struct Masked(Bytes);
+pub struct Masked(Gathered);
 
 impl Masked {
-    pub(super) fn into_bytes(self) -> Bytes {
+    pub(super) fn into_bytes(self) -> Gathered {
         self.0
     }
 }
@@ -25,16 +30,46 @@ impl Masked {
 pub struct MaskedColumn {
     pub name: String,
     pub transform: Transform,
-    /// Whether its type can hold the text a mask leaves behind; others become NULL.
+    /// Whether its type can hold the text a mask leaves behind, and sends it as its own bytes in binary,
+    /// too; others become NULL.
     pub text_like: bool,
+}
+
+/// varchar and char(n) by their OIDs: those with a length.
+const VARCHAR: u32 = 1043;
+const BPCHAR: u32 = 1042;
+
+/// A modifier counts four bytes of a header that is long gone (`VARHDRSZ`).
+const MODIFIER_HEADER: i32 = 4;
+
+impl MaskedColumn {
+    fn takes(&self, field: &Field) -> Takes {
+        if !self.text_like {
+            return Takes::Nothing;
+        }
+        let length = usize::try_from(field.type_modifier.saturating_sub(MODIFIER_HEADER));
+        match (field.type_oid, length) {
+            (VARCHAR, Ok(length)) => Takes::UpTo(length),
+            (BPCHAR, Ok(length)) => Takes::Padded(length),
+            _ => Takes::Text,
+        }
+    }
 }
 
 /// How the rows of one result are masked.
 #[derive(Debug, Clone, Default)]
 pub struct Plan {
-    columns: Vec<(usize, MaskedColumn)>,
+    columns: Vec<Planned>,
     width: usize,
-    binary: Option<String>,
+    /// A masked column comes in a format that is neither text nor binary.
+    unreadable: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Planned {
+    index: usize,
+    transform: Transform,
+    takes: Takes,
 }
 
 impl Plan {
@@ -51,43 +86,51 @@ impl Plan {
             let Some(column) = masked(field) else {
                 continue;
             };
-            if field.format != 0 {
-                plan.binary = Some(column.name.clone());
-            }
-            plan.columns.push((index, column));
+            plan.unreadable |= Format::of(field.format).is_none();
+            plan.columns.push(Planned {
+                index,
+                transform: column.transform,
+                takes: column.takes(field),
+            });
         }
         plan
     }
 
-    /// A masked column that was asked for in binary, which cannot be masked yet.
-    pub fn binary(&self) -> Option<&str> {
-        self.binary.as_deref()
+    /// Whether rows pass as they are, whatever is in them.
+    pub fn changes_nothing(&self) -> bool {
+        self.columns.is_empty()
     }
 }
 
 /// Gathers what one read from the target turns into.
 #[derive(Debug, Default)]
 pub struct Delivery {
-    bytes: BytesMut,
+    bytes: Gathered,
 }
 
 impl Delivery {
     pub fn unchanged(&mut self, message: &Message) {
-        self.bytes.extend_from_slice(message.bytes());
+        self.bytes.push(message.bytes());
+    }
+
+    /// A part of a message that passes as it is.
+    pub fn piece(&mut self, piece: &Piece) {
+        self.bytes.push(piece.bytes());
     }
 
     /// A DataRow, its masked columns replaced. Returns how many values were.
     ///
     /// # Errors
-    /// A row that does not fit its description, or a masked column in binary: nothing is delivered.
+    /// A row that does not fit its description, or a masked column in an unknown format: nothing is
+    /// delivered.
     pub fn row(&mut self, message: &Message, plan: &Plan) -> Result<u64, ProtocolError> {
         if plan.columns.is_empty() {
             self.unchanged(message);
             return Ok(0);
         }
-        if plan.binary.is_some() {
+        if plan.unreadable {
             return Err(ProtocolError::Refused(
-                "the target sent a masked column in binary, which cannot be masked",
+                "the target sent a masked column in an unknown format",
             ));
         }
         let values: Vec<Option<&[u8]>> = backend::data_row(message)?.collect::<Result<_, _>>()?;
@@ -97,9 +140,9 @@ impl Delivery {
             ));
         }
         let mut replaced: Vec<(usize, Option<Vec<u8>>)> = Vec::with_capacity(plan.columns.len());
-        for (index, column) in &plan.columns {
-            if let Some(Some(value)) = values.get(*index) {
-                replaced.push((*index, column.transform.apply(value, column.text_like)));
+        for column in &plan.columns {
+            if let Some(Some(value)) = values.get(column.index) {
+                replaced.push((column.index, column.transform.apply(value, column.takes)));
             }
         }
         let mut row = values;
@@ -108,7 +151,7 @@ impl Delivery {
                 *slot = value.as_deref();
             }
         }
-        encode::data_row(&mut self.bytes, row.iter().copied());
+        self.own(|out| encode::data_row(out, row.iter().copied()));
         Ok(u64::try_from(replaced.len()).unwrap_or(u64::MAX))
     }
 
@@ -141,7 +184,7 @@ impl Delivery {
             .iter()
             .map(|(code, value)| (*code, &value[..]))
             .collect();
-        encode::notice(&mut self.bytes, message.tag(), &kept);
+        self.own(|out| encode::notice(out, message.tag(), &kept));
         Ok(())
     }
 
@@ -156,11 +199,11 @@ impl Delivery {
 
     /// A message of the gateway's own.
     pub fn own(&mut self, write: impl FnOnce(&mut BytesMut)) {
-        write(&mut self.bytes);
+        self.bytes.write(write);
     }
 
     pub fn finish(&mut self) -> Masked {
-        Masked(self.bytes.split().freeze())
+        Masked(std::mem::take(&mut self.bytes))
     }
 }
 

@@ -22,10 +22,12 @@ use tokio::net::TcpStream;
 use crate::app::Gateway;
 
 pub mod accept;
+pub mod buffers;
 pub mod decide;
 pub mod driver;
 pub mod forward;
 pub mod identify;
+pub mod keepalive;
 pub mod mask;
 pub mod record;
 pub mod watch;
@@ -37,7 +39,7 @@ const DNS: u16 = 53;
 pub async fn refuse_full(socket: TcpStream, gateway: Arc<Gateway>) {
     if let Some(accepted) = accept::accept(socket, &gateway.flows, &gateway.log) {
         let refused = identify::refuse_full(accepted, &gateway.identities);
-        driver::refuse(refused, &gateway.log).await;
+        driver::refuse(refused, &gateway).await;
     }
 }
 
@@ -58,6 +60,6 @@ pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
     }
     match identify::identify(accepted, &gateway.identities).await {
         Ok(identified) => driver::serve(identified, &gateway).await,
-        Err(refused) => driver::refuse(refused, &gateway.log).await,
+        Err(refused) => driver::refuse(refused, &gateway).await,
     }
 }

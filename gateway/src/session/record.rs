@@ -7,12 +7,12 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Instant, SystemTime};
 
-use bytes::Bytes;
-
+use super::buffers::Gathered;
 use super::decide::{Allowed, Denied, Permit};
 use super::mask::Masked;
 use crate::audit::event::{
-    Decision, Event, SessionId, SessionOutcome, Stage, StatementOutcome, StatementProtocol, Who,
+    Decision, Event, Parameter, SessionId, SessionOutcome, Stage, StatementOutcome,
+    StatementProtocol, Who,
 };
 use crate::policy::Denial;
 use crate::recording::frame::Direction;
@@ -21,10 +21,10 @@ use crate::store::recordings::{RecordingError, RecordingWriter};
 
 /// Bytes that are in the recording and may leave.
 #[derive(Debug)]
-pub struct Recorded(Bytes);
+pub struct Recorded(Gathered);
 
 impl Recorded {
-    pub(super) fn into_bytes(self) -> Bytes {
+    pub(super) fn into_bytes(self) -> Gathered {
         self.0
     }
 }
@@ -50,6 +50,14 @@ pub struct Outcome {
     pub bytes: u64,
     pub masked: u64,
     pub started: Instant,
+}
+
+/// The parameters a statement is run with.
+#[derive(Debug, Clone, Copy)]
+pub struct Bindings<'a> {
+    pub count: usize,
+    /// As many of them as a leaf shows.
+    pub shown: &'a [Parameter],
 }
 
 /// What a session's last leaf counts.
@@ -115,13 +123,16 @@ impl Recorder {
         Ok(Recorded(bytes))
     }
 
-    fn append(&self, direction: Direction, bytes: &[u8]) -> Result<(), EvidenceError> {
+    fn append(&self, direction: Direction, bytes: &Gathered) -> Result<(), EvidenceError> {
         if bytes.is_empty() {
             return Ok(());
         }
+        let now = SystemTime::now();
         self.with(|state| {
             let writer = state.writer.as_mut().ok_or(EvidenceError::Finished)?;
-            writer.append(direction, bytes, SystemTime::now())?;
+            for piece in bytes.pieces() {
+                writer.append(direction, piece, now)?;
+            }
             Ok(())
         })
     }
@@ -132,7 +143,7 @@ impl Recorder {
         allowed: &Allowed,
         first: u64,
         protocol: StatementProtocol,
-        params: Option<usize>,
+        bindings: Option<Bindings<'_>>,
     ) -> Result<(), EvidenceError> {
         for (stmt, statement) in (first..).zip(allowed.statements()) {
             self.leaf(&Event::StmtIntent {
@@ -145,7 +156,8 @@ impl Recorder {
                 rule: statement.rule.clone(),
                 verbs: statement.verbs.clone(),
                 tables: statement.tables.clone(),
-                params,
+                params: bindings.map(|bindings| bindings.count),
+                parameters: bindings.map_or_else(Vec::new, |bindings| bindings.shown.to_vec()),
             })?;
             self.with(|state| state.totals.statements += 1);
         }
@@ -262,7 +274,7 @@ pub fn denial_event(
     }
 }
 
-fn length(bytes: &[u8]) -> u64 {
+fn length(bytes: &Gathered) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }
 

@@ -12,6 +12,7 @@
 mod evidence;
 mod facts;
 mod second_opinion;
+pub mod shape;
 pub mod strings;
 mod taint;
 mod tree;

@@ -1,6 +1,6 @@
 //! The evidence log on disk: `<log>/log.jsonl`, one event per line, only ever appended to.
 //!
-//! An event is in the file, by one write(2), before [`Log::append`] returns: whoever dies afterwards, the
+//! An event is in the file before [`Log::append`] returns, by one write(2) for all that are appended together: whoever dies afterwards, the
 //! kernel has it. A write that fails or ends short closes the log: every later append fails too, until
 //! [`Log::reopen`] has found the disk well. A gateway that cannot write evidence refuses work.
 //!
@@ -202,13 +202,31 @@ impl Log {
         self.append_at(SystemTime::now(), event)
     }
 
+    /// Appends events that happen at the same time, next to each other and by one write. All of them are in the
+    /// file when this returns.
+    pub fn append_all(&self, events: &[Event]) -> Result<(), LogError> {
+        if events.is_empty() {
+            return Ok(());
+        }
+        let time = SystemTime::now();
+        let drafts = events.iter().map(|event| Draft::new(time, event));
+        let drafts = drafts.collect::<Result<Vec<_>, _>>()?;
+        self.append_drafts(time, drafts)?;
+        Ok(())
+    }
+
     fn append_at(&self, time: SystemTime, event: &Event) -> Result<u64, LogError> {
         let draft = Draft::new(time, event)?;
+        self.append_drafts(time, vec![draft])
+    }
+
+    /// Answers the number of the last one.
+    fn append_drafts(&self, time: SystemTime, drafts: Vec<Draft>) -> Result<u64, LogError> {
         let mut tail = self.tail();
         self.check(&tail)?;
         // Stays so if anything below fails, or panics.
         tail.state = State::Closed;
-        let appended = self.link(&mut tail, time, draft);
+        let appended = self.link(&mut tail, time, drafts);
         match appended {
             Ok(_) => tail.state = State::Open,
             Err(_) => self.failed.store(true, Ordering::Relaxed),
@@ -216,12 +234,12 @@ impl Log {
         appended
     }
 
-    fn link(&self, tail: &mut Tail, time: SystemTime, draft: Draft) -> Result<u64, LogError> {
+    fn link(&self, tail: &mut Tail, time: SystemTime, drafts: Vec<Draft>) -> Result<u64, LogError> {
         let _turn = self.turn(tail)?;
         if tail.others.is_some() {
             self.catch_up(tail, time)?;
         }
-        self.write(tail, draft)
+        self.write(tail, drafts)
     }
 
     /// Whether the next append can work.
@@ -262,19 +280,23 @@ impl Log {
         turn.map_err(io_error("lock", &self.path))
     }
 
-    fn write(&self, tail: &mut Tail, draft: Draft) -> Result<u64, LogError> {
-        let line = draft.link(tail.next, tail.head);
-        let written = write_once(&self.file, &line.bytes).map_err(io_error("write", &self.path))?;
-        if written < line.bytes.len() {
+    fn write(&self, tail: &mut Tail, drafts: Vec<Draft>) -> Result<u64, LogError> {
+        let mut lines = Vec::new();
+        let (mut seq, mut head) = (tail.next, tail.head);
+        for draft in drafts {
+            head = draft.link_into(seq, head, &mut lines);
+            seq += 1;
+        }
+        let written = write_once(&self.file, &lines).map_err(io_error("write", &self.path))?;
+        if written < lines.len() {
             return Err(LogError::Short {
                 path: self.path.clone(),
                 written,
-                wanted: line.bytes.len(),
+                wanted: lines.len(),
             });
         }
-        let seq = tail.next;
-        tail.advance(written, line.hash);
-        Ok(seq)
+        tail.advance(seq - tail.next, written, head);
+        Ok(seq - 1)
     }
 
     fn check(&self, tail: &Tail) -> Result<(), LogError> {
@@ -292,9 +314,9 @@ impl Log {
 }
 
 impl Tail {
-    /// A line of `length` bytes, newline included, was added.
-    fn advance(&mut self, length: usize, hash: Hash) {
-        self.next += 1;
+    /// Lines of `length` bytes, newlines included, were added; the last one's hash is `hash`.
+    fn advance(&mut self, lines: u64, length: usize, hash: Hash) {
+        self.next += lines;
         self.head = hash;
         self.end += length as u64;
     }

@@ -3,10 +3,28 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::config::Config;
 use crate::policy::{PolicyError, PolicySet};
 
 /// A policy file is written by hand; more than this is a mistake.
 const LARGEST_FILE: u64 = 1 << 20;
+
+/// The policies of a configuration, which must have the credentials that they name.
+pub fn load_for(config: &Config) -> Result<PolicySet, Vec<PolicyError>> {
+    let policies = load(&config.policies)?;
+    let targets = config.targets.values();
+    let credentials = targets
+        .map(|target| {
+            let names = target.credentials.keys().cloned().collect();
+            (target.name.clone(), names)
+        })
+        .collect();
+    let errors = policies.without_credential(&credentials);
+    match errors.is_empty() {
+        true => Ok(policies),
+        false => Err(errors),
+    }
+}
 
 /// Reads and validates the directory; all errors at once.
 pub fn load(dir: &Path) -> Result<PolicySet, Vec<PolicyError>> {

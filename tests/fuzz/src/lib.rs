@@ -12,12 +12,15 @@ pub mod recording;
 use bytes::BytesMut;
 use protocol::postgres::{Message, ProtocolError, Sender, decode};
 
+/// No input of a fuzzer comes near it.
+const LIMIT: usize = 1 << 30;
+
 /// Every message in `input`, and the error that ended it.
 pub fn messages(input: &[u8], sender: Sender) -> (Vec<Message>, Option<ProtocolError>) {
     let mut buffer = BytesMut::from(input);
     let mut messages = Vec::new();
     loop {
-        match decode(&mut buffer, sender) {
+        match decode(&mut buffer, sender, LIMIT) {
             Ok(Some(message)) => messages.push(message),
             Ok(None) => return (messages, None),
             Err(error) => return (messages, Some(error)),
@@ -31,7 +34,7 @@ pub fn messages_in_pieces(input: &[u8], sender: Sender) -> (Vec<Message>, Option
     let mut messages = Vec::new();
     for &byte in input {
         buffer.extend_from_slice(&[byte]);
-        match decode(&mut buffer, sender) {
+        match decode(&mut buffer, sender, LIMIT) {
             Ok(Some(message)) => messages.push(message),
             Ok(None) => {}
             Err(error) => return (messages, Some(error)),

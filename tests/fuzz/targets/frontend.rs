@@ -18,10 +18,9 @@ fuzz_target!(|input: &[u8]| {
         taken += message.bytes().len();
         match Frontend::parse(message) {
             Ok(Frontend::Bind(bind)) => {
-                assert!(
-                    message.body().get(bind.values.clone()).is_some(),
-                    "{bind:?}"
-                );
+                let parameters = bind.parameters;
+                assert!(message.body().get(parameters.start..).is_some());
+                assert_eq!(parameters.iter().count(), parameters.values.len());
             }
             Ok(parsed) => drop(format!("{parsed:?}")),
             Err(error) => drop(error.to_string()),

@@ -26,7 +26,8 @@ pub struct Database {
 }
 
 impl Database {
-    pub fn start(stage: &Stage) -> Result<Self> {
+    /// Clients over the network prove themselves with `method`, as pg_hba.conf calls it.
+    pub fn start(stage: &Stage, method: &str) -> Result<Self> {
         let folder = stage.folder().join("postgres");
         let data = folder.join("data");
         fs::create_dir(&folder)?;
@@ -34,11 +35,8 @@ impl Database {
         // The server's own socket is no network: an agent's user must not reach it.
         fs::set_permissions(&folder, fs::Permissions::from_mode(0o700))?;
         let mut initdb = as_postgres(&binary("initdb")?, stage);
-        initdb.args([
-            "--username=postgres",
-            "--auth-local=trust",
-            "--auth-host=scram-sha-256",
-        ]);
+        initdb.args(["--username=postgres", "--auth-local=trust"]);
+        initdb.arg(format!("--auth-host={method}"));
         initdb.args(["--encoding=UTF8", "--locale=C.UTF-8", "--no-sync", "-D"]);
         quietly(initdb.arg(&data))?;
         let port = free_port()?;
@@ -95,6 +93,11 @@ impl Database {
         let mut psql = self.psql(USER, NAME);
         quietly(psql.args(["-c", SHOP]))?;
         Ok(())
+    }
+
+    /// Where the server's own socket is: for the superuser.
+    pub fn sockets(&self) -> &Path {
+        &self.sockets
     }
 
     fn psql(&self, user: &str, database: &str) -> Command {

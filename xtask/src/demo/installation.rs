@@ -1,5 +1,6 @@
 //! Sluice as an operator would install it, below the demo's folder instead of `/`.
 
+use std::cell::Cell;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead as _, BufReader};
@@ -12,7 +13,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use super::database::{self, Database};
 use super::leftovers::Stage;
 use super::token::{self, AUDIENCE, ISSUER};
-use super::{sluice_binary, write};
+use super::write;
 use crate::build_ebpf;
 
 pub const AGENT: &str = "report-bot";
@@ -23,11 +24,15 @@ const GATEWAY_USER: u32 = 64023;
 
 pub struct Installation {
     root: PathBuf,
+    /// The program that is installed.
+    program: PathBuf,
+    /// The gateway's process, once it is started.
+    gateway: Cell<Option<u32>>,
     secrets: Vec<String>,
 }
 
 impl Installation {
-    pub fn create(stage: &Stage, database: &Database) -> Result<Self> {
+    pub fn create(stage: &Stage, database: &Database, program: PathBuf) -> Result<Self> {
         let root = stage.root();
         let private = stage.folder().join("issuer");
         fs::create_dir(&private)?;
@@ -47,13 +52,15 @@ impl Installation {
         )?;
         Ok(Self {
             root,
+            program,
+            gateway: Cell::new(None),
             secrets: vec![database.password.clone(), issued.token],
         })
     }
 
     /// One of the operator's commands on this installation.
     pub fn sluice<S: AsRef<OsStr>>(&self, words: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(sluice_binary());
+        let mut command = Command::new(&self.program);
         command.arg("--root").arg(&self.root).args(words);
         command
     }
@@ -75,7 +82,7 @@ impl Installation {
             let mut command = Command::new("setpriv");
             command.args(["--pdeathsig=KILL", "--"]);
             command
-                .arg(sluice_binary())
+                .arg(&self.program)
                 .arg("--root")
                 .arg(&self.root)
                 .arg(name);
@@ -88,6 +95,7 @@ impl Installation {
             .spawn()
             .with_context(|| format!("starting sluice {name}"))?;
         let stdout = process.stdout.take().context("stdout is a pipe")?;
+        self.gateway.set(Some(process.id()));
         stage.adopt(process)?;
         let ready = BufReader::new(stdout)
             .lines()
@@ -100,6 +108,16 @@ impl Installation {
                 fs::read_to_string(log).unwrap_or_default()
             ),
         }
+    }
+
+    /// The process that relays; it is the last one started.
+    pub fn gateway_pid(&self) -> Result<u32> {
+        self.gateway.get().context("the gateway is not started")
+    }
+
+    /// The folder of the evidence log.
+    pub fn log(&self) -> PathBuf {
+        self.root.join("var/lib/sluice/log")
     }
 
     /// The id of the one session there was: an unregistered process has none.

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::sluice_binary;
+use crate::build_ebpf;
 
 const PREFIX: &str = "sluice-demo-";
 
@@ -46,6 +46,12 @@ impl Stage {
     /// The control group that has all of its own below it: the guard is attached there, not to the host's root.
     pub fn group(&self) -> String {
         group(&self.name)
+    }
+
+    /// Where processes are an agent's.
+    pub fn agent_cgroup(&self, agent: &str) -> Result<PathBuf> {
+        let group = cgroup2_mount()?.join(self.group());
+        Ok(group.join("agents.slice").join(agent))
     }
 
     pub fn folder(&self) -> PathBuf {
@@ -131,9 +137,13 @@ fn clear(name: &str) {
             end(pid);
         }
     }
-    let mut unload = Command::new(sluice_binary());
-    unload.arg("--root").arg(folder(name).join("root"));
-    let _ = unload.args(["guard", "unload"]).output();
+    for profile in ["debug", "release"] {
+        let mut unload = Command::new(build_ebpf::target_folder().join(profile).join("sluice"));
+        unload.arg("--root").arg(folder(name).join("root"));
+        if unload.args(["guard", "unload"]).output().is_ok() {
+            break;
+        }
+    }
     if let Ok(mount) = cgroup2_mount() {
         remove_group(&mount.join(group(name)));
     }

@@ -11,6 +11,7 @@ use std::process;
 use nix::sys::signal::SigSet;
 use nix::unistd::{AccessFlags, User, access};
 
+use crate::config::Tls;
 use crate::intercept::isolate;
 
 /// What a shell answers when a command cannot be run, or is not there.
@@ -19,6 +20,18 @@ const NOT_FOUND: u8 = 127;
 
 /// What an agent gets of the caller's environment unasked. The caller is root: the rest may hold secrets.
 const PASSED_ON: [&str; 6] = ["PATH", "TERM", "COLORTERM", "LANG", "LANGUAGE", "TZ"];
+
+/// Where libraries look for the one authority that vouches for targets.
+const AUTHORITY: [&str; 2] = ["PGSSLROOTCERT", "NODE_EXTRA_CA_CERTS"];
+
+/// Where those look that take one file for all authorities: OpenSSL and all that builds on it, Python's requests,
+/// curl, git.
+const BUNDLE: [&str; 4] = [
+    "SSL_CERT_FILE",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "GIT_SSL_CAINFO",
+];
 
 /// Where programs are looked for when the caller has no PATH either.
 const STANDARD_PATH: &str = "/usr/local/bin:/usr/bin:/bin";
@@ -33,13 +46,17 @@ pub struct Command {
 
 impl Command {
     /// `words` has at least one; `asked_for` are `NAME` and `NAME=VALUE` that the caller passes on.
-    pub fn new(words: Vec<OsString>, asked_for: &[OsString], user: &User) -> Self {
+    pub fn new(words: Vec<OsString>, asked_for: &[OsString], user: &User, tls: &Tls) -> Self {
         let mut words = words.into_iter();
         let mut environment = vec![
             ("HOME".into(), user.dir.clone().into()),
             ("USER".into(), user.name.clone().into()),
             ("LOGNAME".into(), user.name.clone().into()),
         ];
+        let trusted = |name: &&'static str, file: PathBuf| (OsString::from(name), file.into());
+        environment.extend(AUTHORITY.iter().map(|name| trusted(name, tls.authority())));
+        environment.extend(BUNDLE.iter().map(|name| trusted(name, tls.bundle())));
+        // Last, so that the caller's own count.
         environment.extend(passed_on(asked_for));
         Self {
             program: words.next().unwrap_or_default(),

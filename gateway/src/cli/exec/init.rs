@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use super::command::Command;
 use super::confine::{Credentials, confine};
 use super::{mounts, network, supervise};
-use crate::config;
+use crate::config::Config;
 use crate::intercept::isolate;
 
 /// An address for documentation (RFC 5737), of no use to anybody: connecting to it is refused in any case.
@@ -40,20 +40,20 @@ pub struct Outside {
 
 /// Everything a first process does; its exit code. What fails is said on standard error.
 pub fn run(
-    kernel: &config::Kernel,
+    config: &Config,
     folder: &Path,
     credentials: &Credentials,
     command: &Command,
     outside: Outside,
 ) -> u8 {
-    attempt(kernel, folder, credentials, command, outside).unwrap_or_else(|error| {
+    attempt(config, folder, credentials, command, outside).unwrap_or_else(|error| {
         eprintln!("sluice: {error:#}");
         FAILED
     })
 }
 
 fn attempt(
-    kernel: &config::Kernel,
+    config: &Config,
     folder: &Path,
     credentials: &Credentials,
     command: &Command,
@@ -61,8 +61,10 @@ fn attempt(
 ) -> Result<u8> {
     // The cgroup that /proc/self/cgroup calls / from now on is the agent's.
     unshare(CloneFlags::CLONE_NEWCGROUP).context("making a cgroup namespace")?;
-    network::set_up(kernel)?;
-    mounts::set_up(&kernel.devices)?;
+    network::set_up(&config.kernel)?;
+    // A whole installation may lie below /tmp.
+    let trusted = [config.tls.authority(), config.tls.bundle()];
+    mounts::set_up(&config.kernel.devices, &trusted)?;
     let lifeline = wait_for_go(outside)?;
     confine(credentials)?;
     // The agent has the same user: it must not read or trace this process.

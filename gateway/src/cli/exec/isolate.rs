@@ -24,7 +24,7 @@ use nix::unistd::{ForkResult, Pid, pipe2};
 use super::command::Command;
 use super::confine::Credentials;
 use super::{init, supervise};
-use crate::config;
+use crate::config::Config;
 use crate::intercept::{self, cgroup, isolate};
 
 /// How long setting up may take; on a free machine it is some 20 ms.
@@ -44,7 +44,7 @@ struct Inside {
 
 /// Runs the command in namespaces of its own, to its end. Its exit code, 128 and more if it was killed.
 pub fn run(
-    kernel: &config::Kernel,
+    config: &Config,
     cgroup: &Path,
     credentials: &Credentials,
     command: &Command,
@@ -62,7 +62,7 @@ pub fn run(
                 ready: tell_ready.into(),
                 go: go.into(),
             };
-            let code = init::run(kernel, &folder, credentials, command, outside);
+            let code = init::run(config, &folder, credentials, command, outside);
             std::process::exit(code.into())
         }
     };
@@ -73,7 +73,7 @@ pub fn run(
         ready: ready.into(),
         lifeline: lifeline.into(),
     };
-    inside.attend(&kernel.pins).inspect_err(|_| {
+    inside.attend(&config.kernel.pins).inspect_err(|_| {
         let _ = kill(init, Signal::SIGKILL);
     })
 }

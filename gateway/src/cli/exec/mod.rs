@@ -71,12 +71,12 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
     guard::verify(&config.kernel)?;
     streams::refuse_ways_out()?;
     streams::close_the_rest()?;
-    let command = Command::new(args.command, &args.environment, &user);
+    let command = Command::new(args.command, &args.environment, &user, &config.tls);
     let credentials = Credentials::of(user)?;
     let cgroup = cgroup::cgroup2_mount()?.join(&agent.cgroup);
     cgroup::create(&cgroup)?;
     let code = if args.isolate {
-        isolate::run(&config.kernel, &cgroup, &credentials, &command)?
+        isolate::run(&config, &cgroup, &credentials, &command)?
     } else {
         cgroup::enter(&cgroup)?;
         confine(&credentials)?;

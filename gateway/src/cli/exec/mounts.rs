@@ -14,7 +14,7 @@
 //! working folder leads below.
 
 use std::fs::{self, File};
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, symlink};
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
@@ -72,11 +72,19 @@ const RESOLVER: &str = "/etc/resolv.conf";
 const NONE: Option<&str> = None;
 
 /// Changes the mount namespace this process is in, which must be new.
-pub fn set_up(devices: &[Device]) -> Result<()> {
+///
+/// `kept`: files, readable by everybody, that are there afterwards as they are now, whatever goes.
+pub fn set_up(devices: &[Device], kept: &[PathBuf]) -> Result<()> {
     // Neither side sees the other's changes.
     remount("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE)?;
     let hidden = hidden_folders();
-    let resolver = Resolver::of_host();
+    let resolver = fs::canonicalize(RESOLVER).ok();
+    let kept: Vec<Kept> = kept
+        .iter()
+        .cloned()
+        .chain(resolver)
+        .filter_map(Kept::of_host)
+        .collect();
     close_windows()?;
     for (folder, mode) in &hidden {
         take_away(folder)?;
@@ -87,8 +95,8 @@ pub fn set_up(devices: &[Device]) -> Result<()> {
             mode,
         )?;
     }
-    if let Some(resolver) = resolver {
-        resolver.put_back()?;
+    for file in kept {
+        file.put_back()?;
     }
     renew_dev(devices)?;
     let quiet = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
@@ -143,16 +151,15 @@ fn window(line: &str) -> Option<PathBuf> {
     WINDOWS.contains(&kind).then(|| cgroup::unescape(point))
 }
 
-/// The resolver's configuration, if hiding folders would take it away.
+/// A file that hiding folders may take away.
 #[derive(Debug)]
-struct Resolver {
+struct Kept {
     place: PathBuf,
     text: Vec<u8>,
 }
 
-impl Resolver {
-    fn of_host() -> Option<Self> {
-        let place = fs::canonicalize(RESOLVER).ok()?;
+impl Kept {
+    fn of_host(place: PathBuf) -> Option<Self> {
         let text = fs::read(&place).ok()?;
         Some(Self { place, text })
     }
@@ -162,10 +169,26 @@ impl Resolver {
             return Ok(());
         }
         let folder = self.place.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(folder)
-            .and_then(|()| fs::write(&self.place, &self.text))
-            .with_context(|| format!("putting {} back", self.place.display()))
+        let put = || {
+            make_folders(folder)?;
+            fs::write(&self.place, &self.text)?;
+            // Whatever the caller's umask is, the agent's user reads it.
+            fs::set_permissions(&self.place, fs::Permissions::from_mode(0o644))
+        };
+        put().with_context(|| format!("putting {} back", self.place.display()))
     }
+}
+
+/// Like `create_dir_all`, for everybody to walk through.
+fn make_folders(folder: &Path) -> std::io::Result<()> {
+    if folder.exists() {
+        return Ok(());
+    }
+    if let Some(parent) = folder.parent() {
+        make_folders(parent)?;
+    }
+    fs::create_dir(folder)?;
+    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
 }
 
 fn renew_dev(devices: &[Device]) -> Result<()> {

@@ -1038,6 +1038,7 @@ fn the_agents_token_file() {
         token_file: file.clone(),
         subject: subject.map(str::to_owned),
         run_as: "nobody".to_owned(),
+        postgres_password_file: None,
         targets: None,
     };
     let good = issue_token(&EC, &good_claims());

@@ -27,6 +27,10 @@ struct Case {
     #[serde(default = "report_bot_name")]
     agent: String,
     process: Option<ProcessCase>,
+    groups: Option<Vec<String>>,
+    /// What the policies choose for the session.
+    credential: Option<String>,
+    database: Option<String>,
     /// The rule that denies; absent: allowed.
     deny: Option<String>,
     /// A part of the denial's message.
@@ -52,15 +56,23 @@ impl Case {
         Principal {
             agent: self.agent.clone(),
             process: process.unwrap_or_else(psql),
+            groups: self.groups.clone().unwrap_or(report_bot().groups),
             ..report_bot()
         }
     }
 
-    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<Vec<String>, Denial> {
+    fn decide(&self, policies: &PolicySet, masks: &[MaskRule]) -> Result<Login, Denial> {
         let principal = self.principal();
         match &self.sql {
-            Some(text) => decide_as(&principal, policies, text, masks),
-            None => decide_connect(&principal, policies).map(|rule| vec![rule]),
+            Some(text) => decide_as(&principal, policies, text, masks).map(|_| Login::default()),
+            None => decide_connect(&principal, policies),
+        }
+    }
+
+    fn login(&self) -> Login {
+        Login {
+            credential: self.credential.clone(),
+            database: self.database.clone(),
         }
     }
 }
@@ -115,14 +127,14 @@ fn masks(columns: &[String]) -> Vec<MaskRule> {
     columns.iter().map(rule).collect()
 }
 
-fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<String, Denial> {
+fn decide_connect(principal: &Principal, policies: &PolicySet) -> Result<Login, Denial> {
     let operation = Operation::Connect {
         target: "shop",
         database: "shop",
         user: "app",
     };
     match evaluate(policies, principal, &operation) {
-        Verdict::Allow { rule } => Ok(rule),
+        Verdict::Allow { login, .. } => Ok(login),
         Verdict::Deny(denial) => Err(denial),
     }
 }
@@ -144,9 +156,10 @@ fn decide_as(
             target: "shop",
             database: "shop",
             statement,
+            parameters: &[],
         };
         match evaluate(policies, principal, &operation) {
-            Verdict::Allow { rule } => rules.push(rule),
+            Verdict::Allow { rule, .. } => rules.push(rule),
             Verdict::Deny(denial) => return Err(denial),
         }
     }
@@ -176,7 +189,7 @@ fn check_cases(profile: &str) {
     let wrong = cases.case.iter().filter_map(|case| {
         let got = case.decide(&policies, &masks);
         let right = match (&got, &case.deny) {
-            (Ok(_), None) => true,
+            (Ok(login), None) => *login == case.login(),
             (Err(denial), Some(rule)) => {
                 denial.rule == *rule
                     && case
@@ -213,6 +226,11 @@ fn allow_all_cases() {
 #[test]
 fn known_programs_cases() {
     check_cases("known-programs");
+}
+
+#[test]
+fn mapped_roles_cases() {
+    check_cases("mapped-roles");
 }
 
 /// A policy that asks for a digest must first ask whether there is one: else it does not load.
@@ -268,7 +286,7 @@ fn connecting() {
             user,
         };
         match evaluate(&policies, principal, &operation) {
-            Verdict::Allow { rule } => rule,
+            Verdict::Allow { rule, .. } => rule,
             Verdict::Deny(denial) => denial.rule,
         }
     };
@@ -313,6 +331,62 @@ fn connecting() {
     ];
     for (name, target, database, user, principal, expect) in table {
         assert_eq!(ask(target, database, user, &principal), expect, "{name}");
+    }
+}
+
+/// As at Execute: the statement is decided when it is prepared, and again with each set of parameters.
+#[test]
+fn parameters_are_facts() {
+    let policies = parse(&[(
+        "p",
+        "@id(\"any\") permit (principal, action, resource);
+         @id(\"no-teapots\") forbid (principal, action == Sluice::Action::\"sql:update\", resource)
+         when { context.parameters.contains(\"teapot\") };",
+    )]);
+    assert!(policies.looks_at_parameters());
+    let text = "UPDATE products SET stock = 0 WHERE title = $1";
+    let statement = &analyse(text, &[]).statements[0];
+    for (parameters, expect) in [
+        (&[][..], "any"),
+        (&["mug"], "any"),
+        (&["mug", "teapot"], "no-teapots"),
+    ] {
+        let parameters: Vec<String> = parameters.iter().map(|it| (*it).to_owned()).collect();
+        let operation = Operation::Sql {
+            target: "shop",
+            database: "shop",
+            statement,
+            parameters: &parameters,
+        };
+        let rule = match evaluate(&policies, &report_bot(), &operation) {
+            Verdict::Allow { rule, .. } => rule,
+            Verdict::Deny(denial) => denial.rule,
+        };
+        assert_eq!(rule, expect, "{parameters:?}");
+    }
+}
+
+#[test]
+fn only_policies_that_name_parameters_look_at_them() {
+    let with = |condition: &str| {
+        let text = format!(
+            "@id(\"p\") forbid (principal, action in Sluice::Action::\"sql:write\", resource) when {{ {condition} }};"
+        );
+        parse(&[("p", &text)]).looks_at_parameters()
+    };
+    for condition in [
+        "context.parameters.isEmpty()",
+        "context has parameters",
+        "(if context.reads.isEmpty() then context else context).parameters.contains(\"x\")",
+        "[\"x\"].containsAny(context[\"parameters\"])",
+    ] {
+        assert!(with(condition), "{condition}");
+    }
+    assert!(!with("context.reads.contains(\"public.parameters\")"));
+    assert!(!with("context.database == \"parameters\""));
+    for profile in ["read-only.cedar", "allow-all.cedar"] {
+        let policies = PolicySet::parse(&[shipped(profile)]).expect("a valid profile");
+        assert!(!policies.looks_at_parameters(), "{profile}");
     }
 }
 

@@ -15,6 +15,8 @@ pub struct Field {
     /// The column's number in that table, else 0.
     pub attribute: i16,
     pub type_oid: u32,
+    /// What the type was declared with, such as the length of a varchar; -1 for none.
+    pub type_modifier: i32,
     /// 0 text, 1 binary; always 0 in the answer to Describe of a statement.
     pub format: i16,
 }
@@ -48,18 +50,33 @@ fn fields(body: &[u8]) -> Result<Vec<Field>, Malformed> {
         let attribute = cursor.i16("attribute number")?;
         let type_oid = cursor.u32("type OID")?;
         cursor.i16("type length")?;
-        cursor.i32("type modifier")?;
+        let type_modifier = cursor.i32("type modifier")?;
         let format = cursor.i16("format")?;
         fields.push(Field {
             name,
             table_oid,
             attribute,
             type_oid,
+            type_modifier,
             format,
         });
     }
     cursor.end()?;
     Ok(fields)
+}
+
+/// The OIDs of a ParameterDescription: the types of a prepared statement's parameters.
+pub fn parameter_types(message: &Message) -> Result<Vec<u32>, ProtocolError> {
+    let read = || -> Result<_, Malformed> {
+        let mut cursor = Cursor::new(message.body());
+        let mut types = Vec::new();
+        for _ in 0..cursor.count("number of parameters")? {
+            types.push(cursor.u32("parameter type")?);
+        }
+        cursor.end()?;
+        Ok(types)
+    };
+    read().map_err(|source| message.malformed(source))
 }
 
 /// The values of a DataRow, in order; `None` is NULL. An error ends the iteration.
@@ -132,6 +149,14 @@ pub fn sqlstate(fields: &[(u8, &[u8])]) -> String {
         .map(|(_, value)| String::from_utf8_lossy(value).into_owned())
         .filter(|code| code.len() == 5 && code.bytes().all(|b| b.is_ascii_alphanumeric()))
         .unwrap_or_else(|| "XX000".to_owned())
+}
+
+/// Whether the server ends the session with it. `V` is never translated, as `S` is.
+pub fn is_fatal(fields: &[(u8, &[u8])]) -> bool {
+    let mut severity = fields
+        .iter()
+        .filter(|(code, _)| matches!(code, b'V' | b'S'));
+    severity.any(|(_, value)| matches!(*value, b"FATAL" | b"PANIC"))
 }
 
 /// The command tag of a CommandComplete, e.g. `SELECT 3`.
@@ -230,7 +255,7 @@ mod tests {
         bytes.extend_from_slice(&[tag]);
         bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
         bytes.extend_from_slice(body);
-        decode(&mut bytes, Sender::Backend)
+        decode(&mut bytes, Sender::Backend, 1 << 20)
             .expect("valid length")
             .expect("whole")
     }
@@ -250,6 +275,13 @@ mod tests {
             let values: Result<Vec<_>, _> = data_row(&row).expect("row").collect();
             assert!(values.is_err(), "{name}");
         }
+    }
+
+    #[test]
+    fn parameters_types() {
+        let described = message(b't', b"\0\x02\0\0\0\x17\0\0\0\x19");
+        assert_eq!(parameter_types(&described), Ok(vec![23, 25]));
+        assert!(parameter_types(&message(b't', b"\0\x02\0\0\0\x17")).is_err());
     }
 
     #[test]

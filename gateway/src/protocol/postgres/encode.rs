@@ -2,6 +2,8 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::startup::{MAJOR, Negotiation};
+
 /// Appends one message; `body` writes what follows the length.
 fn message(out: &mut BytesMut, tag: u8, body: impl FnOnce(&mut BytesMut)) {
     out.put_u8(tag);
@@ -107,12 +109,38 @@ pub fn ready_for_query(out: &mut BytesMut) {
     message(out, b'Z', |out| out.put_u8(b'I'));
 }
 
-/// Tells a client which minor version and `_pq_.` options it will not get.
-pub fn negotiate_version(out: &mut BytesMut, unsupported: &[&str]) {
+/// Demands SASL, with one of these mechanisms.
+pub fn authentication_sasl(out: &mut BytesMut, mechanisms: &[&str]) {
+    message(out, b'R', |out| {
+        out.put_u32(10);
+        for mechanism in mechanisms {
+            cstr(out, mechanism.as_bytes());
+        }
+        out.put_u8(0);
+    });
+}
+
+pub fn authentication_sasl_continue(out: &mut BytesMut, data: &[u8]) {
+    message(out, b'R', |out| {
+        out.put_u32(11);
+        out.extend_from_slice(data);
+    });
+}
+
+pub fn authentication_sasl_final(out: &mut BytesMut, data: &[u8]) {
+    message(out, b'R', |out| {
+        out.put_u32(12);
+        out.extend_from_slice(data);
+    });
+}
+
+/// Tells a client which minor version it gets, and which of its options it does not.
+pub fn negotiate_version(out: &mut BytesMut, negotiation: &Negotiation<'_>) {
     message(out, b'v', |out| {
-        out.put_u32(196_608);
-        out.put_u32(u32::try_from(unsupported.len()).unwrap_or(0));
-        for option in unsupported {
+        out.put_u16(MAJOR);
+        out.put_u16(negotiation.minor);
+        out.put_u32(u32::try_from(negotiation.unsupported.len()).unwrap_or(0));
+        for option in &negotiation.unsupported {
             cstr(out, option.as_bytes());
         }
     });
@@ -167,10 +195,6 @@ pub fn execute(out: &mut BytesMut, portal: &[u8]) {
         cstr(out, portal);
         out.put_u32(0);
     });
-}
-
-pub fn flush(out: &mut BytesMut) {
-    message(out, b'H', |_| {});
 }
 
 /// A FunctionCall of function 0, which no server has.

@@ -18,6 +18,8 @@ pub enum Frontend<'a> {
     Parse {
         name: &'a [u8],
         text: &'a [u8],
+        /// OIDs of the parameters' types; those left to the server are 0, or missing at the end.
+        types: Vec<u32>,
     },
     Bind(Bind<'a>),
     Describe(Object<'a>),
@@ -28,7 +30,7 @@ pub enum Frontend<'a> {
     Close(Object<'a>),
     Flush,
     Sync,
-    FunctionCall(Call),
+    FunctionCall(Call<'a>),
     CopyData,
     CopyDone,
     CopyFail,
@@ -41,20 +43,57 @@ pub enum Frontend<'a> {
 pub struct Bind<'a> {
     pub portal: &'a [u8],
     pub statement: &'a [u8],
-    pub parameters: usize,
-    /// Whether any result column is asked for in binary.
-    pub binary_results: bool,
-    /// Where the parameter values stand in the message body, for evidence that must not show them.
-    pub values: std::ops::Range<usize>,
+    pub parameters: Parameters<'a>,
+}
+
+/// Values as a Bind or a function call carries them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Parameters<'a> {
+    /// One per value, one for all of them, or none: then all are text.
+    formats: Vec<i16>,
+    /// `None` is NULL.
+    pub values: Vec<Option<&'a [u8]>>,
+    /// Where the first value stands in the message body, for evidence that must not show it.
+    pub start: usize,
+}
+
+impl<'a> Parameters<'a> {
+    /// The values, each with the code of its format.
+    pub fn iter(&self) -> impl Iterator<Item = (i16, Option<&'a [u8]>)> {
+        let format = |index: usize| match self.formats.as_slice() {
+            [] => 0,
+            [all] => *all,
+            // The server refuses a list that is too short.
+            each => each.get(index).copied().unwrap_or(-1),
+        };
+        let values = self.values.iter().enumerate();
+        values.map(move |(index, value)| (format(index), *value))
+    }
+
+    fn read(cursor: &mut Cursor<'a>, length: usize) -> Result<Self, Malformed> {
+        let mut formats = Vec::new();
+        for _ in 0..cursor.count("number of parameter formats")? {
+            formats.push(cursor.i16("parameter format")?);
+        }
+        let count = cursor.count("number of parameters")?;
+        let start = length - cursor.rest().len();
+        let mut values = Vec::new();
+        for _ in 0..count {
+            values.push(cursor.value("parameter value")?);
+        }
+        Ok(Self {
+            formats,
+            values,
+            start,
+        })
+    }
 }
 
 /// A function called outside of SQL, by its OID.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Call {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call<'a> {
     pub function: u32,
-    pub arguments: usize,
-    /// Where the argument values begin in the message body.
-    pub values: usize,
+    pub arguments: Parameters<'a>,
 }
 
 impl<'a> Frontend<'a> {
@@ -68,7 +107,7 @@ impl<'a> Frontend<'a> {
         let parsed = match message.tag() {
             b'Q' => query(&mut cursor),
             b'P' => parse(&mut cursor),
-            b'B' => return bind(message, body).map(Frontend::Bind),
+            b'B' => bind(&mut cursor, body.len()).map(Frontend::Bind),
             b'D' => object(&mut cursor).map(Frontend::Describe),
             b'C' => object(&mut cursor).map(Frontend::Close),
             b'E' => execute(&mut cursor),
@@ -96,58 +135,34 @@ fn query<'a>(cursor: &mut Cursor<'a>) -> Result<Frontend<'a>, Malformed> {
 fn parse<'a>(cursor: &mut Cursor<'a>) -> Result<Frontend<'a>, Malformed> {
     let name = cursor.cstr("statement name")?;
     let text = cursor.cstr("statement")?;
-    let types = cursor.count("number of parameter types")?;
-    cursor.take(types.saturating_mul(4), "parameter types")?;
-    Ok(Frontend::Parse { name, text })
+    let mut types = Vec::new();
+    for _ in 0..cursor.count("number of parameter types")? {
+        types.push(cursor.u32("parameter type")?);
+    }
+    Ok(Frontend::Parse { name, text, types })
 }
 
-fn bind<'a>(message: &Message, body: &'a [u8]) -> Result<Bind<'a>, ProtocolError> {
-    let mut cursor = Cursor::new(body);
-    let mut read = || -> Result<Bind<'a>, Malformed> {
-        let portal = cursor.cstr("portal name")?;
-        let statement = cursor.cstr("statement name")?;
-        let formats = cursor.count("number of parameter formats")?;
-        cursor.take(formats.saturating_mul(2), "parameter formats")?;
-        let parameters = cursor.count("number of parameters")?;
-        let start = body.len() - cursor.rest().len();
-        for _ in 0..parameters {
-            cursor.value("parameter value")?;
-        }
-        let end = body.len() - cursor.rest().len();
-        let mut binary_results = false;
-        for _ in 0..cursor.count("number of result formats")? {
-            match cursor.i16("result format")? {
-                0 => {}
-                // Anything but text is handled as binary; the server refuses what it does not know.
-                _ => binary_results = true,
-            }
-        }
-        cursor.end()?;
-        Ok(Bind {
-            portal,
-            statement,
-            parameters,
-            binary_results,
-            values: start..end,
-        })
-    };
-    read().map_err(|source| message.malformed(source))
+fn bind<'a>(cursor: &mut Cursor<'a>, length: usize) -> Result<Bind<'a>, Malformed> {
+    let portal = cursor.cstr("portal name")?;
+    let statement = cursor.cstr("statement name")?;
+    let parameters = Parameters::read(cursor, length)?;
+    for _ in 0..cursor.count("number of result formats")? {
+        cursor.i16("result format")?;
+    }
+    Ok(Bind {
+        portal,
+        statement,
+        parameters,
+    })
 }
 
 fn function_call<'a>(cursor: &mut Cursor<'a>, length: usize) -> Result<Frontend<'a>, Malformed> {
     let function = cursor.u32("function")?;
-    let formats = cursor.count("number of argument formats")?;
-    cursor.take(formats.saturating_mul(2), "argument formats")?;
-    let arguments = cursor.count("number of arguments")?;
-    let values = length - cursor.rest().len();
-    for _ in 0..arguments {
-        cursor.value("argument")?;
-    }
+    let arguments = Parameters::read(cursor, length)?;
     cursor.i16("result format")?;
     Ok(Frontend::FunctionCall(Call {
         function,
         arguments,
-        values,
     }))
 }
 
@@ -181,27 +196,65 @@ mod tests {
         bytes.extend_from_slice(&[tag]);
         bytes.extend_from_slice(&(body.len() as u32 + 4).to_be_bytes());
         bytes.extend_from_slice(body);
-        decode(&mut bytes, Sender::Frontend)
+        decode(&mut bytes, Sender::Frontend, 1 << 20)
             .expect("valid length")
             .expect("whole")
     }
 
     #[test]
-    fn reads_bind_with_null_and_binary_results() {
+    fn reads_bind_with_null_and_formats() {
         let message = message(
             b'B',
-            b"p\0s\0\0\x01\0\0\0\x02\0\0\0\x03abc\xff\xff\xff\xff\0\x01\0\x01",
+            b"p\0s\0\0\x01\0\x01\0\x02\0\0\0\x03abc\xff\xff\xff\xff\0\x01\0\x01",
         );
         let Ok(Frontend::Bind(bind)) = Frontend::parse(&message) else {
             panic!("not a bind");
         };
         assert_eq!((bind.portal, bind.statement), (&b"p"[..], &b"s"[..]));
-        assert_eq!(bind.parameters, 2);
-        assert!(bind.binary_results);
-        assert_eq!(
-            &message.body()[bind.values],
-            b"\0\0\0\x03abc\xff\xff\xff\xff"
-        );
+        let read: Vec<_> = bind.parameters.iter().collect();
+        assert_eq!(read, [(1, Some(&b"abc"[..])), (1, None)]);
+        let values = message.body().get(bind.parameters.start..);
+        assert!(values.is_some_and(|values| values.starts_with(b"\0\0\0\x03abc")));
+    }
+
+    #[test]
+    fn formats_are_none_one_or_one_each() {
+        for (name, formats, expect) in [
+            ("none", &[][..], [0, 0]),
+            ("one", &[1], [1, 1]),
+            ("each", &[0, 1], [0, 1]),
+            ("too many", &[1, 0, 1], [1, 0]),
+        ] {
+            let parameters = Parameters {
+                formats: formats.to_vec(),
+                values: vec![None, None],
+                start: 0,
+            };
+            let read: Vec<i16> = parameters.iter().map(|(format, _)| format).collect();
+            assert_eq!(read, expect, "{name}");
+        }
+    }
+
+    #[test]
+    fn reads_parse_with_types() {
+        let message = message(b'P', b"s\0select $1, $2\0\0\x02\0\0\0\x17\0\0\0\0");
+        let Ok(Frontend::Parse { types, .. }) = Frontend::parse(&message) else {
+            panic!("not a parse");
+        };
+        assert_eq!(types, [23, 0]);
+    }
+
+    /// The server takes 65535, and counts without a sign.
+    #[test]
+    fn a_bind_may_have_more_than_32767_parameters() {
+        let mut body = b"\0\0\0\0\xff\xff".to_vec();
+        body.extend([0xff; 4].repeat(65_535));
+        body.extend(b"\0\0");
+        let message = message(b'B', &body);
+        let Ok(Frontend::Bind(bind)) = Frontend::parse(&message) else {
+            panic!("not a bind");
+        };
+        assert_eq!(bind.parameters.values.len(), 65_535);
     }
 
     #[test]
@@ -213,9 +266,9 @@ mod tests {
         let Ok(Frontend::FunctionCall(call)) = Frontend::parse(&message) else {
             panic!("not a function call");
         };
-        assert_eq!((call.function, call.arguments), (956, 2));
-        let values = message.body().get(call.values..).unwrap_or_default();
-        assert!(values.starts_with(b"\0\0\0\x01a"));
+        assert_eq!(call.function, 956);
+        let read: Vec<_> = call.arguments.iter().collect();
+        assert_eq!(read, [(1, Some(&b"a"[..])), (1, None)]);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::analyst::Analysed;
-use super::{Allowed, AllowedStatement, Analyst, Denied, Ruling};
+use super::{Allowed, AllowedStatement, Analyst, Denied, ParameterTypes, Ruling};
 use crate::config::Target;
 use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict, evaluate};
 use crate::sql::strings::Strings;
@@ -84,8 +84,8 @@ impl Judge {
     pub fn rule(&self, text: &[u8], analysed: Analysed, derived: &Derived) -> Ruling {
         let mut allowed = Vec::with_capacity(analysed.facts.statements.len());
         for (statement, shown) in analysed.facts.statements.iter().zip(&analysed.shown) {
-            match self.statement(statement, derived) {
-                Verdict::Allow { rule } => allowed.push(line(statement, shown.clone(), rule)),
+            match self.statement(statement, derived, &[]) {
+                Verdict::Allow { rule, .. } => allowed.push(line(statement, shown.clone(), rule)),
                 Verdict::Deny(denial) => {
                     return Ruling::Denied(Box::new(Denied {
                         denial,
@@ -105,10 +105,52 @@ impl Judge {
             statements: allowed,
             evidence: (!as_sent).then_some(analysed.evidence),
             sensitive,
+            types: ParameterTypes::default(),
+            facts: match self.policies.looks_at_parameters() {
+                true => analysed.facts.statements,
+                false => Vec::new(),
+            },
         }))
     }
 
-    fn statement(&self, statement: &Statement, derived: &Derived) -> Verdict {
+    /// May it run with these parameters? `None` stands for too many of them to be looked at.
+    ///
+    /// # Errors
+    /// The denial.
+    pub fn rule_parameters(
+        &self,
+        allowed: &Allowed,
+        derived: &Derived,
+        parameters: Option<&[String]>,
+    ) -> Result<(), Box<Denied>> {
+        let statements = allowed.statements();
+        let denied = |denial, index: usize| {
+            let shown = statements.get(index).map(|it| it.text.clone());
+            let shown = shown.unwrap_or_default();
+            Box::new(Denied {
+                denial,
+                evidence: shown.clone(),
+                statement: shown,
+            })
+        };
+        let Some(parameters) = parameters.filter(|_| allowed.facts.len() == statements.len())
+        else {
+            return Err(denied(undecided_parameters(), 0));
+        };
+        for (index, statement) in allowed.facts.iter().enumerate() {
+            if let Verdict::Deny(denial) = self.statement(statement, derived, parameters) {
+                return Err(denied(denial, index));
+            }
+        }
+        Ok(())
+    }
+
+    fn statement(
+        &self,
+        statement: &Statement,
+        derived: &Derived,
+        parameters: &[String],
+    ) -> Verdict {
         if let Some(denial) = reads_derived(statement, derived)
             .or_else(|| uses_lacking(statement, derived))
             .or_else(|| calls_with_row(statement, derived))
@@ -123,8 +165,19 @@ impl Judge {
                 target: &self.target.name,
                 database: &self.database,
                 statement: &statement,
+                parameters,
             },
         )
+    }
+}
+
+fn undecided_parameters() -> Denial {
+    Denial {
+        rule: "sql:parameters".to_owned(),
+        message: "the statement's parameters could not be looked at".to_owned(),
+        detail: "Rule sql:parameters: a policy decides by parameters, and these are too many or too long, or those of a statement prepared in SQL."
+            .to_owned(),
+        hint: "Send fewer and shorter parameters at once, and prepare statements through the driver.".to_owned(),
     }
 }
 

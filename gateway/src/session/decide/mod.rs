@@ -4,12 +4,13 @@
 //! replaced by one that must fail in the server, so that the server's own error brings the transaction
 //! into the state a native refusal would (reference: "Denying one message" in the protocol notes).
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{Bytes, BytesMut};
 
+use super::buffers::Gathered;
 use crate::policy::Denial;
-use crate::protocol::postgres::{Message, encode};
+use crate::protocol::postgres::{Message, Piece, encode};
 use crate::sql;
 
 mod analyst;
@@ -21,8 +22,8 @@ pub use judge::{Derived, Disguised, Judge};
 /// Bytes that may go upstream, and the bytes evidence shows in their place.
 #[derive(Debug, Default)]
 pub struct Permit {
-    upstream: BytesMut,
-    evidence: BytesMut,
+    upstream: Gathered,
+    evidence: Gathered,
 }
 
 /// What evidence shows of a message.
@@ -43,24 +44,27 @@ impl Permit {
     pub fn control(message: &Message, shown: Shown<'_>) -> Option<Self> {
         match message.tag() {
             b'B' | b'C' | b'D' | b'E' | b'H' | b'S' | b'X' | b'c' | b'd' | b'f' => {
-                Some(Self::message(message, shown))
+                Some(Self::passed(message.bytes(), shown))
             }
             _ => None,
         }
     }
 
+    /// A part of a message that is too long to be held: only COPY data comes that way.
+    pub fn piece(piece: &Piece, shown: Shown<'_>) -> Option<Self> {
+        (piece.tag() == b'd').then(|| Self::passed(piece.bytes(), shown))
+    }
+
     /// A message whose statements were all allowed.
     pub fn allowed(_proof: &Allowed, message: &Message, shown: Shown<'_>) -> Self {
-        Self::message(message, shown)
+        Self::passed(message.bytes(), shown)
     }
 
     /// In place of a denied simple query: a text that cannot be parsed.
     pub fn refused_query(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);
-        encode::query(
-            &mut permit.upstream,
-            &format!("sluice denied this statement {}", uuid::Uuid::new_v4()),
-        );
+        let text = format!("sluice denied this statement {}", uuid::Uuid::new_v4());
+        permit.upstream.write(|out| encode::query(out, &text));
         permit
     }
 
@@ -68,30 +72,30 @@ impl Permit {
     pub fn refused_extended(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);
         let portal = format!("sluice denied this statement {}", uuid::Uuid::new_v4());
-        encode::execute(&mut permit.upstream, portal.as_bytes());
+        let portal = portal.as_bytes();
+        permit.upstream.write(|out| encode::execute(out, portal));
         permit
     }
 
     /// In place of a function call.
     pub fn refused_call(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);
-        encode::function_call_of_nothing(&mut permit.upstream);
+        permit.upstream.write(encode::function_call_of_nothing);
         permit
     }
 
     /// The gateway's own question about a portal's columns; its answer never reaches the agent.
-    pub fn own_describe(portal: &[u8], flush: bool) -> Self {
+    pub fn own_describe(portal: &[u8]) -> Self {
         let mut permit = Self::default();
-        encode::describe_portal(&mut permit.upstream, portal);
-        if flush {
-            encode::flush(&mut permit.upstream);
-        }
+        permit
+            .upstream
+            .write(|out| encode::describe_portal(out, portal));
         permit
     }
 
     pub fn and(&mut self, other: Permit) {
-        self.upstream.unsplit(other.upstream);
-        self.evidence.unsplit(other.evidence);
+        self.upstream.append(other.upstream);
+        self.evidence.append(other.evidence);
     }
 
     pub fn len(&self) -> usize {
@@ -103,27 +107,26 @@ impl Permit {
     }
 
     /// (upstream, evidence): for the recorder.
-    pub(super) fn into_parts(self) -> (Bytes, Bytes) {
-        (self.upstream.freeze(), self.evidence.freeze())
+    pub(super) fn into_parts(self) -> (Gathered, Gathered) {
+        (self.upstream, self.evidence)
     }
 
-    fn message(message: &Message, shown: Shown<'_>) -> Self {
-        let evidence = match shown {
-            Shown::AsSent => BytesMut::from(&message.bytes()[..]),
-            Shown::Instead(bytes) => bytes.clone(),
-            Shown::Nothing => BytesMut::new(),
+    fn passed(bytes: &Bytes, shown: Shown<'_>) -> Self {
+        let mut permit = match shown {
+            Shown::Instead(bytes) => Self::shown_instead(bytes),
+            Shown::AsSent | Shown::Nothing => Self::default(),
         };
-        Self {
-            upstream: BytesMut::from(&message.bytes()[..]),
-            evidence,
+        if let Shown::AsSent = shown {
+            permit.evidence.push(bytes);
         }
+        permit.upstream.push(bytes);
+        permit
     }
 
     fn shown_instead(shown: &BytesMut) -> Self {
-        Self {
-            upstream: BytesMut::new(),
-            evidence: shown.clone(),
-        }
+        let mut permit = Self::default();
+        permit.evidence.write(|out| out.extend_from_slice(shown));
+        permit
     }
 }
 
@@ -133,6 +136,18 @@ pub struct Allowed {
     statements: Vec<AllowedStatement>,
     evidence: Option<String>,
     sensitive: bool,
+    types: ParameterTypes,
+    /// What a decision about its parameters needs.
+    facts: Vec<sql::Statement>,
+}
+
+/// The types of a prepared statement's parameters.
+#[derive(Debug, Clone, Default)]
+struct ParameterTypes {
+    /// As the agent gave them, some of them perhaps left to the server.
+    given: OnceLock<Arc<[u32]>>,
+    /// As the server told an agent that asked.
+    described: OnceLock<Arc<[u32]>>,
 }
 
 impl Allowed {
@@ -150,6 +165,8 @@ impl Allowed {
             }],
             evidence: None,
             sensitive: true,
+            types: ParameterTypes::default(),
+            facts: Vec::new(),
         }
     }
 
@@ -167,6 +184,8 @@ impl Allowed {
             ],
             evidence: None,
             sensitive: false,
+            types: ParameterTypes::default(),
+            facts: Vec::new(),
         }
     }
 
@@ -200,6 +219,24 @@ impl Allowed {
     /// Whether it touches a table with masked columns: its parameters and its errors are withheld.
     pub fn sensitive(&self) -> bool {
         self.sensitive
+    }
+
+    /// The agent prepares it with these parameter types.
+    pub fn give_parameter_types(&self, types: Vec<u32>) {
+        // A text is prepared once.
+        let _ = self.types.given.set(types.into());
+    }
+
+    /// The server says that these are its parameters' types. It never says anything else.
+    pub fn describe_parameter_types(&self, types: Vec<u32>) {
+        let _ = self.types.described.set(types.into());
+    }
+
+    /// As far as they are known; 0 is a type that is not.
+    pub fn parameter_types(&self) -> Arc<[u32]> {
+        let ParameterTypes { given, described } = &self.types;
+        let known = described.get().or_else(|| given.get());
+        known.map_or_else(Arc::default, Arc::clone)
     }
 }
 

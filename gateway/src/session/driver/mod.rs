@@ -1,13 +1,11 @@
 //! What differs per protocol: one folder each, behind two functions.
 
-use crate::app::Gateway;
-use crate::audit::event::Stage;
-use crate::config::Protocol;
-use crate::store::log::Log;
-
 use super::accept::reset;
 use super::identify::{Identified, Refused};
 use super::record::denial_event;
+use crate::app::Gateway;
+use crate::audit::event::Stage;
+use crate::config::Protocol;
 
 pub mod postgres;
 
@@ -19,21 +17,26 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
 }
 
 /// Says no in the target's own words, or with a reset where there is no target to speak for.
-pub async fn refuse(refused: Box<Refused>, log: &Log) {
+pub async fn refuse(refused: Box<Refused>, gateway: &Gateway) {
     let Refused {
         socket,
         session,
         who,
         target,
+        original,
         denial,
     } = *refused;
     tracing::warn!(%session, agent = who.agent, rule = denial.rule, "session refused");
     let event = denial_event(Some(session), &who, Stage::Identify, None, None, &denial);
-    if let Err(error) = log.append(&event) {
+    if let Err(error) = gateway.log.append(&event) {
         tracing::error!(%error, "a denial could not be written");
     }
-    match target.map(|target| target.protocol) {
-        Some(Protocol::Postgres) => postgres::refuse(socket, &denial).await,
+    match target {
+        Some(target) => match target.protocol {
+            Protocol::Postgres => {
+                postgres::refuse(socket, target, original, &denial, gateway).await;
+            }
+        },
         None => reset(socket),
     }
 }

@@ -89,7 +89,7 @@ impl Log {
                 others.apply(&record);
                 others.forget_ended();
             }
-            tail.advance(line.len() + 1, verifier.summary().head);
+            tail.advance(1, line.len() + 1, verifier.summary().head);
         }
         Ok(reader.tail().to_vec())
     }
@@ -118,7 +118,7 @@ impl Log {
                 file.write_all_at(&line.bytes, tail.end)
             })
             .map_err(io_error("recover", &self.path))?;
-        tail.advance(line.bytes.len(), line.hash);
+        tail.advance(1, line.bytes.len(), line.hash);
         Ok(())
     }
 

@@ -119,6 +119,15 @@ pub struct Catalogues {
     state: Mutex<State>,
 }
 
+/// A function of the target.
+#[derive(Debug)]
+pub struct Function {
+    /// Quoted, and with its schema.
+    pub name: String,
+    /// The types of its arguments.
+    pub arguments: Vec<u32>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     connection: Option<Connection>,
@@ -162,17 +171,25 @@ impl Catalogues {
         self.current().await
     }
 
-    /// The name of a function, quoted and with its schema; `None` if there is none, or only in a transaction
-    /// that is still open.
-    pub async fn function(&self, oid: u32) -> Result<Option<String>, CatalogueError> {
+    /// A function by its number; `None` if there is none, or only in a transaction that is still open.
+    pub async fn function(&self, oid: u32) -> Result<Option<Function>, CatalogueError> {
         let question = format!(
-            "SELECT pg_catalog.format('%I.%I', n.nspname, p.proname)
+            "SELECT pg_catalog.format('%I.%I', n.nspname, p.proname), p.proargtypes::pg_catalog.text
              FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
              WHERE p.oid = {oid}::pg_catalog.oid"
         );
         let mut state = self.state.lock().await;
         let rows = self.ask(&mut state, &question).await?;
-        Ok(rows.into_iter().flatten().flatten().next())
+        let mut fields = rows.into_iter().flatten().flatten();
+        Ok(fields.next().map(|name| Function {
+            name,
+            arguments: fields
+                .next()
+                .unwrap_or_default()
+                .split(' ')
+                .map_while(|oid| oid.parse().ok())
+                .collect(),
+        }))
     }
 
     async fn ask(
@@ -201,7 +218,7 @@ impl Catalogues {
 /// One result set of several kinds of rows:
 ///
 /// * `c, oid, attnum, text-like, rule` for every masked column (of the tables named and of what inherits
-///   from them);
+///   from them). Text-like is a type that takes any text and sends the text itself in binary, too;
 /// * `d, schema, name, oid` for every relation below them, and above them: a parent's rows include its
 ///   children's and carry the parent's origin;
 /// * `x, oid` of the newest relation, and `r, name` for every relation outside of the system's schemas;
@@ -278,8 +295,11 @@ fn question(masks: &[MaskRule]) -> String {
                WHERE d.classid = 'pg_catalog.pg_proc'::pg_catalog.regclass
                  AND d.objid = p.oid AND d.deptype = 'e'))
          SELECT 'c', masked.oid::pg_catalog.text, masked.attnum::pg_catalog.text,
-                CASE WHEN t.typcategory = 'S' THEN 't' ELSE 'f' END, masked.number::pg_catalog.text
+                CASE WHEN t.typcategory = 'S' AND s.prosrc IN ('textsend', 'varcharsend', 'bpcharsend', 'namesend')
+                  THEN 't' ELSE 'f' END,
+                masked.number::pg_catalog.text
          FROM masked JOIN pg_catalog.pg_type t ON t.oid = masked.atttypid
+         LEFT JOIN pg_catalog.pg_proc s ON s.oid = t.typsend
          UNION
          SELECT 'x', pg_catalog.max(oid)::pg_catalog.text, '', '', '' FROM pg_catalog.pg_class
          UNION

@@ -1,25 +1,32 @@
 //! An open session, from the welcome to the last leaf.
 
+use std::future::Future;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 
+use super::agent_stream::AgentStream;
 use super::cancel::Issued;
 use super::catalogue::Catalogues;
-use super::relay::{self, RelayError, Session};
+use super::greeting::fatal;
+use super::idle::Activity;
+use super::relay::{self, Incoming, RelayError, Session, TargetClosed};
 use super::upstream::Connection;
 use crate::app::Gateway;
 use crate::audit::event::{SessionId, SessionOutcome};
-use crate::protocol::postgres::encode;
+use crate::policy::Denial;
 use crate::protocol::postgres::encode::{ErrorText, Severity};
+use crate::protocol::postgres::{ProtocolError, Sender, encode};
 use crate::session::decide::Judge;
 use crate::session::forward::forward;
 use crate::session::mask::Delivery;
 use crate::session::record::Recorder;
 use crate::session::watch;
+
+/// Why an agent may have left as soon as it was let in.
+const NOT_A_WORD: &str = "the agent left without a word when it was let in; if its client requires a login (channel_binding=require, require_auth), set the agent's postgres_password_file";
 
 /// A session that is open on both sides.
 #[derive(Debug)]
@@ -29,17 +36,15 @@ pub(super) struct Open {
     pub(super) catalogues: Arc<Catalogues>,
     pub(super) connection: Connection,
     pub(super) key: Issued,
-    /// Options the client asked for and does not get; present when it must be told.
-    pub(super) unsupported: Option<Vec<String>>,
     pub(super) shared: Session,
 }
 
 impl Open {
-    pub(super) async fn run(self, socket: TcpStream, buffer: BytesMut, gateway: &Gateway) {
+    pub(super) async fn run(self, stream: AgentStream, buffer: BytesMut, gateway: &Gateway) {
         tracing::info!(session = %self.session, agent = self.judge.principal.agent, target = self.judge.target.name, "session open");
         let recorder = Arc::clone(&self.shared.recorder);
         let session = self.session;
-        let (outcome, reason) = self.relay(socket, buffer, gateway).await;
+        let (outcome, reason) = self.relay(stream, buffer, gateway).await;
         tracing::info!(%session, ?outcome, reason, "session closed");
         if let Err(error) = recorder.close(outcome, reason) {
             tracing::error!(%session, %error, "the end of a session could not be written");
@@ -48,7 +53,7 @@ impl Open {
 
     async fn relay(
         self,
-        socket: TcpStream,
+        stream: AgentStream,
         buffer: BytesMut,
         gateway: &Gateway,
     ) -> (SessionOutcome, Option<String>) {
@@ -61,14 +66,20 @@ impl Open {
             shared,
             ..
         } = self;
-        let Connection {
-            mut reader,
-            mut writer,
-            buffer: early,
-            ..
-        } = connection;
-        let (mut agent_reader, mut agent_writer) = socket.into_split();
+        let (agent_reader, mut agent_writer) = stream.into_split();
+        let (said, buffered) = (agent_reader.said(), buffer.len());
+        let activity = Activity::new();
+        let mut agent_reader = activity.of(agent_reader);
+        let idle_timeout = judge.target.idle_timeout;
+        let limit = usize::try_from(judge.target.max_message).unwrap_or(usize::MAX);
         let ended = {
+            let Connection {
+                reader,
+                mut writer,
+                buffer: early,
+                ..
+            } = connection;
+            let mut reader = activity.of(reader);
             let agent_writer = &mut agent_writer;
             let relayed = async {
                 let mut welcome = welcome;
@@ -82,24 +93,21 @@ impl Open {
                     &catalogues,
                     &mut agent_reader,
                     &mut writer,
-                    buffer,
+                    Incoming::new(Sender::Frontend, limit, buffer),
                 );
-                let responses =
-                    relay::responses(&shared, &catalogues, &mut reader, agent_writer, early);
-                tokio::pin!(requests, responses);
-                tokio::select! {
-                    said = &mut requests => {
-                        said?;
-                        // The goodbye is passed on; what the target still has to say is delivered.
-                        let _ = tokio::time::timeout(watch::GOODBYE, responses).await;
-                        Ok(())
-                    }
-                    said = &mut responses => said,
-                }
+                let responses = relay::responses(
+                    &shared,
+                    &catalogues,
+                    &mut reader,
+                    agent_writer,
+                    Incoming::new(Sender::Backend, limit, early),
+                );
+                until_one_leaves(&shared, requests, responses).await
             };
             tokio::select! {
-                ended = relayed => Ended::Relay(ended),
+                ended = relayed => ended.unwrap_or_else(Ended::Failed),
                 () = gateway.stopping() => Ended::Shutdown,
+                () = activity.over(idle_timeout, || shared.is_busy()) => Ended::Idle,
             }
         };
         for outcome in shared
@@ -112,16 +120,23 @@ impl Open {
                 tracing::error!(%error, "the end of a statement could not be written");
             }
         }
-        ended.say(&shared, &mut agent_writer).await
+        let silent = buffered == 0 && !said.anything();
+        let (outcome, reason) = ended.say(&shared, &judge, &mut agent_writer).await;
+        // With TLS a connection that just ends looks as if somebody had cut it.
+        let _ = tokio::time::timeout(watch::GOODBYE, agent_writer.shutdown()).await;
+        if let Ended::Failed(RelayError::Agent(_)) = ended {
+            // It may be in the middle of sending: a reset would take the farewell with it.
+            let mut nowhere = tokio::io::sink();
+            let rest = tokio::io::copy(&mut agent_reader, &mut nowhere);
+            let _ = tokio::time::timeout(watch::GOODBYE, rest).await;
+        }
+        let reason = reason.or_else(|| silent.then(|| NOT_A_WORD.to_owned()));
+        (outcome, reason)
     }
 
     /// What a client hears when it is let in.
     fn welcome(&self) -> Delivery {
         let mut delivery = Delivery::default();
-        if let Some(unsupported) = &self.unsupported {
-            let names: Vec<&str> = unsupported.iter().map(String::as_str).collect();
-            delivery.own(|out| encode::negotiate_version(out, &names));
-        }
         delivery.own(encode::authentication_ok);
         for parameter in &self.connection.parameters {
             delivery.unchanged(parameter);
@@ -132,93 +147,173 @@ impl Open {
     }
 }
 
+/// Runs both directions until the session is over on one side, and lets the other one finish.
+async fn until_one_leaves(
+    session: &Session,
+    requests: impl Future<Output = Result<(), RelayError>>,
+    responses: impl Future<Output = Result<TargetClosed, RelayError>>,
+) -> Result<Ended, RelayError> {
+    tokio::pin!(requests, responses);
+    let said = tokio::select! {
+        said = &mut requests => said,
+        closed = &mut responses => return closed.map(Ended::Target),
+    };
+    match said {
+        // The goodbye has been passed on. The target answers what was asked before it, as it would an
+        // agent of its own that no longer sends, and closes.
+        Ok(()) => {
+            let late = async {
+                session.settled().await;
+                tokio::time::sleep(watch::GOODBYE).await;
+            };
+            tokio::select! {
+                closed = responses => match closed {
+                    Ok(TargetClosed { fatal: None }) => Ok(Ended::Left),
+                    Ok(closed) => Ok(Ended::Target(closed)),
+                    Err(_) if session.is_settled() => Ok(Ended::Left),
+                    Err(error) => Err(error),
+                },
+                () = late => Ok(Ended::Left),
+            }
+        }
+        // The target takes nothing more. Most likely it has said why.
+        Err(RelayError::TargetIo(error)) => {
+            let late = async {
+                loop {
+                    tokio::time::sleep(watch::GOODBYE).await;
+                    if !session.delivering.load(Ordering::Relaxed) {
+                        return;
+                    }
+                }
+            };
+            tokio::select! {
+                closed = responses => match closed {
+                    Ok(closed @ TargetClosed { fatal: Some(_) }) => Ok(Ended::Target(closed)),
+                    Ok(_) | Err(RelayError::TargetIo(_)) => Err(RelayError::TargetIo(error)),
+                    Err(other) => Err(other),
+                },
+                () = late => Err(RelayError::TargetIo(error)),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
 enum Ended {
-    Relay(Result<(), RelayError>),
+    /// The agent said goodbye, or just closed.
+    Left,
+    Target(TargetClosed),
+    Failed(RelayError),
     Shutdown,
+    Idle,
 }
 
 impl Ended {
     /// Tells the agent, where it would otherwise just see the line go dead, and names the outcome.
     async fn say<W: AsyncWrite + Unpin>(
-        self,
+        &self,
         session: &Session,
+        judge: &Judge,
         agent: &mut W,
     ) -> (SessionOutcome, Option<String>) {
         let recorder = &session.recorder;
-        let (outcome, sqlstate, message) = match &self {
-            Ended::Relay(Ok(())) => return (SessionOutcome::Closed, None),
-            Ended::Relay(Err(error @ RelayError::AgentIo(_))) => {
+        let (outcome, sqlstate, message) = match self {
+            Ended::Left => return (SessionOutcome::Closed, None),
+            Ended::Failed(error @ RelayError::AgentIo(_)) => {
                 return (SessionOutcome::Closed, Some(error.to_string()));
+            }
+            // The agent has heard it from the target, or sees the same end of the connection.
+            Ended::Target(TargetClosed { fatal }) => {
+                let reason = match fatal {
+                    Some(sqlstate) => format!("the target ended the session: FATAL {sqlstate}"),
+                    None => "the target closed the connection".to_owned(),
+                };
+                return (SessionOutcome::Error, Some(reason));
             }
             Ended::Shutdown => (
                 SessionOutcome::Shutdown,
                 "57P01",
-                "the gateway is shutting down",
+                "the gateway is shutting down".to_owned(),
             ),
-            Ended::Relay(Err(RelayError::Agent(error) | RelayError::Target(error))) => {
-                let (stage, denial) = relay::protocol_denial(error);
+            Ended::Idle => (
+                SessionOutcome::Idle,
+                "57P05",
+                "terminating connection due to idle-session timeout".to_owned(),
+            ),
+            Ended::Failed(RelayError::Agent(error) | RelayError::Target(error)) => {
+                let (stage, denial) = relay::protocol_denial(error, &judge.target.name);
                 if let Err(error) = recorder.deny(stage, None, None, &denial) {
                     tracing::error!(%error, "a denial could not be written");
                 }
-                (
-                    SessionOutcome::ProtocolError,
-                    "08P01",
-                    "the connection does not follow PostgreSQL's protocol",
-                )
+                if !session.delivering.load(Ordering::Relaxed) {
+                    farewell(recorder, agent, &denied(error, &denial)).await;
+                }
+                return (SessionOutcome::ProtocolError, Some(denial.detail));
             }
-            Ended::Relay(Err(RelayError::TargetIo(_))) => (
+            Ended::Failed(RelayError::TargetIo(_)) => (
                 SessionOutcome::Error,
                 "08006",
-                "the connection to the target broke",
+                format!(
+                    "the connection between the gateway and target \"{}\" broke",
+                    judge.target.name
+                ),
             ),
-            Ended::Relay(Err(RelayError::Evidence(_))) => (
+            Ended::Failed(RelayError::Evidence(_)) => (
                 SessionOutcome::Error,
                 "53100",
-                "the session cannot be recorded any more, so it ends",
+                "the session cannot be recorded any more, so it ends".to_owned(),
             ),
-            Ended::Relay(Err(RelayError::Catalogue(_))) => (
+            Ended::Failed(RelayError::Catalogue(_)) => (
                 SessionOutcome::Error,
                 "08006",
-                "the target's catalogue cannot be read, so masking cannot be guaranteed",
+                "the target's catalogue cannot be read, so masking cannot be guaranteed".to_owned(),
             ),
         };
-        let reason = match &self {
-            Ended::Relay(Err(error)) => error.to_string(),
-            _ => message.to_owned(),
+        let reason = match self {
+            Ended::Failed(error) => error.to_string(),
+            _ => message.clone(),
         };
         if !session.delivering.load(Ordering::Relaxed) {
-            farewell(recorder, agent, sqlstate, message, &reason).await;
+            let error = ErrorText {
+                severity: Severity::Fatal,
+                sqlstate,
+                message: &message,
+                detail: Some(&reason),
+                hint: None,
+            };
+            farewell(recorder, agent, &error).await;
         }
         (outcome, Some(reason))
+    }
+}
+
+/// 54000 is `program_limit_exceeded`, 08P01 `protocol_violation`.
+fn denied<'a>(error: &ProtocolError, denial: &'a Denial) -> ErrorText<'a> {
+    match error {
+        ProtocolError::TooLong { .. } => fatal(denial, "54000"),
+        _ => fatal(denial, "08P01"),
     }
 }
 
 async fn farewell<W: AsyncWrite + Unpin>(
     recorder: &Recorder,
     agent: &mut W,
-    sqlstate: &str,
-    message: &str,
-    detail: &str,
+    error: &ErrorText<'_>,
 ) {
-    let error = ErrorText {
-        severity: Severity::Fatal,
-        sqlstate,
-        message,
-        detail: Some(detail),
-        hint: None,
-    };
     let mut delivery = Delivery::default();
-    delivery.own(|out| encode::error_response(out, &error));
-    let sent = match recorder.response(delivery.finish()) {
-        Ok(recorded) => forward(agent, recorded).await,
-        // The disk refuses: these words of the gateway's own are the only bytes that go unrecorded.
-        Err(_) => {
-            let mut out = BytesMut::new();
-            encode::error_response(&mut out, &error);
-            watch::within(watch::GOODBYE, "a farewell", agent.write_all(&out)).await
+    delivery.own(|out| encode::error_response(out, error));
+    let sent = watch::within(watch::GOODBYE, "a farewell", async {
+        match recorder.response(delivery.finish()) {
+            Ok(recorded) => forward(agent, recorded).await,
+            // The disk refuses: these words of the gateway's own are the only bytes that go unrecorded.
+            Err(_) => {
+                let mut out = BytesMut::new();
+                encode::error_response(&mut out, error);
+                agent.write_all(&out).await
+            }
         }
-    };
-    if let Err(error) = sent {
+    });
+    if let Err(error) = sent.await {
         tracing::debug!(%error, "a farewell did not reach its agent");
     }
     let _ = agent.shutdown().await;

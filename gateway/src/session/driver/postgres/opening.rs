@@ -1,37 +1,35 @@
 //! Opening: from an identified agent's StartupMessage to a session that is logged in and on record.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 use std::time::{Instant, SystemTime};
 
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::cancel::Backend;
+use super::cancel::{Backend, Cancelled, Issued, KeyLength};
 use super::conversation::Conversation;
 use super::greeting::fatal;
 use super::open::Open;
 use super::parameters;
 use super::relay::Session;
-use super::upstream::{self, Connection, Dial, UpstreamError};
+use super::upstream::{Connection, Dial};
 use crate::app::Gateway;
 use crate::audit::event::{Event, SessionId, Stage, Who};
 use crate::config::Target;
-use crate::intercept::dns::DnsError;
-use crate::policy::{Denial, Principal, Verdict};
-use crate::protocol::postgres::backend;
+use crate::policy::{Denial, Login, Principal, Verdict};
 use crate::protocol::postgres::encode::ErrorText;
-use crate::protocol::postgres::startup::Startup;
+use crate::protocol::postgres::startup::{MAJOR, NEWEST_MINOR, Startup};
 use crate::session::decide::{Derived, Judge, Ruling};
 use crate::session::identify::Identified;
+use crate::session::keepalive;
 use crate::session::record::{EvidenceError, Recorder, denial_event};
-use crate::session::watch;
 use crate::sql::strings::Strings;
 use crate::store::recordings::{self, RecordingWriter};
 
-/// Where the session looks up names that have no schema, in order; pg_catalog is left out.
-const SCHEMAS: &str =
-    "SELECT pg_catalog.unnest(pg_catalog.current_schemas(false))::pg_catalog.text";
+mod reach;
 
 /// A session that is not open yet.
 #[derive(Debug)]
@@ -44,25 +42,35 @@ pub(super) struct Opening {
     who: Who,
     principal: Principal,
     target: Arc<Target>,
+    /// The version of TLS that the agent speaks.
+    agent_tls: Option<&'static str>,
 }
 
 /// Why a session is not opened, and what the client hears.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) stage: Stage,
-    sqlstate: &'static str,
+    sqlstate: Cow<'static, str>,
     pub(super) denial: Denial,
 }
 
 impl Refusal {
+    pub(super) fn new(stage: Stage, sqlstate: &'static str, denial: Denial) -> Self {
+        Self {
+            stage,
+            sqlstate: sqlstate.into(),
+            denial,
+        }
+    }
+
     pub(super) fn text(&self) -> ErrorText<'_> {
-        fatal(&self.denial, self.sqlstate)
+        fatal(&self.denial, &self.sqlstate)
     }
 }
 
 fn refusal(
     stage: Stage,
-    sqlstate: &'static str,
+    sqlstate: impl Into<Cow<'static, str>>,
     rule: &str,
     message: String,
     detail: String,
@@ -70,7 +78,7 @@ fn refusal(
 ) -> Refusal {
     Refusal {
         stage,
-        sqlstate,
+        sqlstate: sqlstate.into(),
         denial: Denial {
             rule: rule.to_owned(),
             message,
@@ -91,6 +99,42 @@ impl Opening {
             who: identified.who().clone(),
             principal: identified.principal().clone(),
             target: Arc::clone(identified.target()),
+            agent_tls: None,
+        }
+    }
+
+    /// The agent came with TLS of this version, or with none.
+    pub(super) fn came_with(&mut self, tls: Option<&'static str>) {
+        self.agent_tls = tls;
+    }
+
+    pub(super) fn agent(&self) -> &str {
+        &self.principal.agent
+    }
+
+    /// Whether the agent's version of the protocol is spoken here.
+    pub(super) fn version(startup: &Startup) -> Result<(), Refusal> {
+        if startup.major == MAJOR {
+            return Ok(());
+        }
+        Err(refusal(
+            Stage::Startup,
+            "0A000",
+            "protocol:version",
+            format!(
+                "unsupported frontend protocol {}.{}: server supports {MAJOR}.0 to {MAJOR}.{NEWEST_MINOR}",
+                startup.major, startup.minor
+            ),
+            "Only protocol 3 is spoken here, and a request for encryption is answered once."
+                .to_owned(),
+            "Use a current PostgreSQL client.",
+        ))
+    }
+
+    /// An agent's socket is this host's own, but a network namespace can be far away.
+    pub(super) fn keep_alive(&self, socket: &TcpStream) {
+        if let Err(error) = keepalive::set(socket, self.target.keepalive) {
+            tracing::debug!(session = %self.session, %error, "keep-alive was refused");
         }
     }
 
@@ -126,19 +170,6 @@ impl Opening {
         startup: &Startup,
         gateway: &Gateway,
     ) -> Result<Open, Refusal> {
-        if startup.major != 3 {
-            return Err(refusal(
-                Stage::Startup,
-                "0A000",
-                "protocol:version",
-                format!(
-                    "unsupported frontend protocol {}.{}",
-                    startup.major, startup.minor
-                ),
-                "Only protocol 3 is spoken here.".to_owned(),
-                "Use a current PostgreSQL client.",
-            ));
-        }
         let parameters = parameters::accept(startup).map_err(|refused| {
             refusal(
                 Stage::Startup,
@@ -146,14 +177,19 @@ impl Opening {
                 "startup:parameter",
                 format!("start-up parameter \"{}\" is not allowed", refused.name),
                 format!("Rule startup:parameter: {}.", refused.reason),
-                "Connect without it.",
+                refused.hint,
             )
         })?;
         self.who.database = Some(parameters.database.clone());
         self.who.db_user = Some(parameters.user.clone());
-        let (judge, rule) = self.judge(&parameters, gateway)?;
+        let (judge, rule, login) = self.judge(&parameters, gateway)?;
         Self::permit_settings(&judge, &parameters).await?;
-        let (dial, mut connection) = self.connect(&parameters, gateway).await?;
+        let place = self.place(gateway)?;
+        let (dial, mut connection) = self
+            .connect(&judge.database, &login, &parameters.settings, gateway)
+            .await?;
+        connection.place = Some(place);
+        self.who.db_role = Some(dial.credential.user.clone());
         let catalogues = gateway.catalogues(&dial);
         self.plain_search_path(&mut connection).await?;
         let catalogue = catalogues.current().await.map_err(|error| {
@@ -181,21 +217,13 @@ impl Opening {
                     "Ask the operator to look at the gateway's disk.",
                 )
             })?;
-        let key = gateway.cancel_keys.issue(Backend {
-            session: self.session,
-            agent: self.principal.agent.clone(),
-            dial,
-            pid: connection.backend_pid,
-            key: connection.backend_key.clone(),
-        });
+        let key = self.issue_key(&connection, dial, startup, gateway)?;
         Ok(Open {
             session: self.session,
             judge,
             catalogues,
             connection,
             key,
-            unsupported: (startup.minor > 0 || !parameters.unsupported.is_empty())
-                .then_some(parameters.unsupported),
             shared: Session {
                 conversation: Mutex::new(Conversation::new(catalogue)),
                 recorder: Arc::new(recorder),
@@ -205,19 +233,74 @@ impl Opening {
         })
     }
 
-    fn judge(
+    /// A key that the agent can cancel this session with.
+    fn issue_key(
         &self,
+        connection: &Connection,
+        dial: Dial,
+        startup: &Startup,
+        gateway: &Gateway,
+    ) -> Result<Issued, Refusal> {
+        let length = match startup.spoken_minor() {
+            0 | 1 => KeyLength::Four,
+            _ => KeyLength::ThirtyTwo,
+        };
+        let backend = Backend {
+            session: self.session,
+            agent: self.principal.agent.clone(),
+            dial,
+            pid: connection.backend_pid,
+            key: connection.backend_key.clone(),
+        };
+        gateway.cancel_keys.issue(backend, length).map_err(|error| {
+            refusal(
+                Stage::Startup,
+                "53000",
+                "cancel:no-key",
+                "no key for cancel requests can be made".to_owned(),
+                error.to_string(),
+                "Ask the operator to look at the gateway's log.",
+            )
+        })
+    }
+
+    /// May this agent have a session here, and as whom? From here on `who` has the database that is opened.
+    fn judge(
+        &mut self,
         parameters: &parameters::Accepted,
         gateway: &Gateway,
-    ) -> Result<(Judge, String), Refusal> {
+    ) -> Result<(Judge, String, Login), Refusal> {
+        let mut judge = Judge {
+            policies: Arc::clone(&gateway.policies),
+            principal: self.principal.clone(),
+            target: Arc::clone(&self.target),
+            database: parameters.database.clone(),
+            analyst: Arc::clone(&gateway.analyst),
+        };
+        let (rule, login) = match judge.connect(&parameters.user) {
+            Verdict::Allow { rule, login } => (rule, login),
+            Verdict::Deny(denial) => {
+                return Err(Refusal {
+                    stage: Stage::Connect,
+                    sqlstate: "42501".into(),
+                    denial,
+                });
+            }
+        };
+        if let Some(database) = &login.database
+            && *database != judge.database
+        {
+            self.who.database_asked = self.who.database.replace(database.clone());
+            judge.database.clone_from(database);
+        }
         if let Some(only) = &self.target.database
-            && *only != parameters.database
+            && *only != judge.database
         {
             return Err(refusal(
                 Stage::Connect,
                 "42501",
                 "target:database",
-                format!("database \"{}\" is not open to agents", parameters.database),
+                format!("database \"{}\" is not open to agents", judge.database),
                 format!(
                     "Rule target:database: target \"{}\" allows database \"{only}\" alone.",
                     self.target.name
@@ -225,21 +308,7 @@ impl Opening {
                 "Connect to that database.",
             ));
         }
-        let judge = Judge {
-            policies: Arc::clone(&gateway.policies),
-            principal: self.principal.clone(),
-            target: Arc::clone(&self.target),
-            database: parameters.database.clone(),
-            analyst: Arc::clone(&gateway.analyst),
-        };
-        match judge.connect(&parameters.user) {
-            Verdict::Allow { rule } => Ok((judge, rule)),
-            Verdict::Deny(denial) => Err(Refusal {
-                stage: Stage::Connect,
-                sqlstate: "42501",
-                denial,
-            }),
-        }
+        Ok((judge, rule, login))
     }
 
     /// A setting brought along is decided as the SET that it amounts to.
@@ -257,135 +326,12 @@ impl Opening {
             if let Ruling::Denied(denied) = ruling {
                 return Err(Refusal {
                     stage: Stage::Startup,
-                    sqlstate: "42501",
+                    sqlstate: "42501".into(),
                     denial: denied.denial,
                 });
             }
         }
         Ok(())
-    }
-
-    /// Logs in at the first address of the target that can be reached. Whoever refuses a login speaks for the
-    /// target: another address is not asked.
-    async fn connect(
-        &self,
-        parameters: &parameters::Accepted,
-        gateway: &Gateway,
-    ) -> Result<(Dial, Connection), Refusal> {
-        let dns = gateway.identities.dns();
-        let addresses = dns
-            .dial_addresses(&self.target, self.host.as_deref(), self.original)
-            .await
-            .map_err(|error| self.unresolved(&error))?;
-        let begun = Instant::now();
-        let mut failed = None;
-        for address in addresses {
-            if failed.is_some() && begun.elapsed() > watch::DIAL {
-                break;
-            }
-            let dial = self.dial(address, &parameters.database, gateway)?;
-            match upstream::connect(&dial, &parameters.settings).await {
-                Ok(connection) => return Ok((dial, connection)),
-                Err(error @ UpstreamError::Dial(_)) => {
-                    tracing::warn!(session = %self.session, %address, %error, "an address of the target does not answer");
-                    failed = Some(error);
-                }
-                Err(error) => return Err(self.unreachable(&error)),
-            }
-        }
-        let none = || UpstreamError::Dial(std::io::ErrorKind::AddrNotAvailable.into());
-        Err(self.unreachable(&failed.unwrap_or_else(none)))
-    }
-
-    fn dial(
-        &self,
-        address: SocketAddr,
-        database: &str,
-        gateway: &Gateway,
-    ) -> Result<Dial, Refusal> {
-        gateway
-            .dial(&self.target, address, self.host.as_deref(), database)
-            .ok_or_else(|| {
-                refusal(
-                    Stage::Upstream,
-                    "08001",
-                    "target:credential",
-                    format!("target \"{}\" is not ready", self.target.name),
-                    "Its credential or TLS roots could not be loaded.".to_owned(),
-                    "Ask the operator to run `sluice check`.",
-                )
-            })
-    }
-
-    fn unresolved(&self, error: &DnsError) -> Refusal {
-        tracing::warn!(session = %self.session, target = self.target.name, %error, "no address of the target");
-        refusal(
-            Stage::Upstream,
-            "08001",
-            "target:unresolved",
-            format!(
-                "target \"{}\" has no address to connect to",
-                self.target.name
-            ),
-            error.to_string(),
-            "This is between the gateway and its resolver: ask the operator.",
-        )
-    }
-
-    /// Names without a schema are decided as tables of `public`. A role whose search_path finds them
-    /// elsewhere (`ALTER ROLE … SET search_path`, or a schema of the role's own name) would run
-    /// something else than what was decided.
-    async fn plain_search_path(&self, connection: &mut Connection) -> Result<(), Refusal> {
-        let rows = upstream::ask(connection, SCHEMAS)
-            .await
-            .map_err(|error| self.unreachable(&error))?;
-        let schemas: Vec<&str> = rows
-            .iter()
-            .flatten()
-            .map(|schema| schema.as_deref().unwrap_or_default())
-            .collect();
-        if let [] | ["public"] = schemas[..] {
-            return Ok(());
-        }
-        Err(refusal(
-            Stage::Upstream,
-            "42501",
-            "target:search-path",
-            format!(
-                "target \"{}\" looks tables up in other schemas than public",
-                self.target.name
-            ),
-            format!(
-                "Rule target:search-path: the database role's search_path is {}.",
-                schemas.join(", ")
-            ),
-            "Ask the operator to give the role the search_path \"public\"; other schemas can be named in statements.",
-        ))
-    }
-
-    fn unreachable(&self, error: &UpstreamError) -> Refusal {
-        tracing::warn!(session = %self.session, target = self.target.name, %error, "no connection to the target");
-        // A missing database is the agent's own mistake: it hears the server's words.
-        let said = match error {
-            UpstreamError::Refused { sqlstate, message } if sqlstate == "3D000" => {
-                backend::error_fields(message).ok().and_then(|fields| {
-                    fields
-                        .iter()
-                        .find(|(code, _)| *code == b'M')
-                        .map(|(_, text)| String::from_utf8_lossy(text).into_owned())
-                })
-            }
-            _ => None,
-        };
-        let sqlstate = if said.is_some() { "3D000" } else { "08006" };
-        refusal(
-            Stage::Upstream,
-            sqlstate,
-            "target:unreachable",
-            said.unwrap_or_else(|| format!("no connection to target \"{}\"", self.target.name)),
-            error.to_string(),
-            "This is between the gateway and the target: ask the operator.",
-        )
     }
 
     /// Creates the recording and writes `session.open`.
@@ -418,7 +364,8 @@ impl Opening {
             rule,
             upstream: dial.address.to_string(),
             backend_pid: i32::try_from(connection.backend_pid).unwrap_or(0),
-            tls: connection.tls,
+            tls: connection.tls(),
+            agent_tls: self.agent_tls.map(str::to_owned),
             recording: recordings::file_name(self.session),
         })?;
         Ok(Recorder::new(
@@ -433,14 +380,25 @@ impl Opening {
     pub(super) async fn cancel(&self, pid: u32, key: &[u8], gateway: &Gateway) {
         let (agent, who) = (&self.principal.agent, self.who.clone());
         let keys = &gateway.cancel_keys;
-        if !keys.cancel(pid, key, agent, who, &gateway.log).await {
-            let denial = Denial {
-                rule: "cancel:unknown-key".to_owned(),
-                message: "the cancel request names no session of this agent".to_owned(),
-                detail: format!("Process id {pid}."),
-                hint: "Cancel with the connection that runs the statement.".to_owned(),
-            };
-            self.deny(Stage::Protocol, &denial, gateway);
-        }
+        let (rule, message, hint) = match keys.request(pid, key, agent, who, &gateway.log).await {
+            Cancelled::PassedOn => return,
+            Cancelled::Unknown => (
+                "cancel:unknown-key",
+                "the cancel request names no session of this agent",
+                "Cancel with the connection that runs the statement.",
+            ),
+            Cancelled::TooMany => (
+                "cancel:too-many",
+                "the agent makes more cancel requests than are passed on",
+                "Wait a second.",
+            ),
+        };
+        let denial = Denial {
+            rule: rule.to_owned(),
+            message: message.to_owned(),
+            detail: format!("Process id {pid}."),
+            hint: hint.to_owned(),
+        };
+        self.deny(Stage::Protocol, &denial, gateway);
     }
 }

@@ -1,27 +1,44 @@
 //! The target's side of the start: dial, TLS, log in with the stored credential.
+//!
+//! ```text
+//! leg      TCP and TLS to one address          login    what the server asks, answered; pure
+//! binding  what ties the login to its TLS
+//! ```
 
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::BytesMut;
-use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
-use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
-use tokio_rustls::TlsConnector;
+use tokio::time::timeout;
 
-use crate::config::{Target, TargetTls};
+use crate::app::Place;
+use crate::config::Target;
 use crate::credentials::Credential;
-use crate::protocol::postgres::backend::{self, Authentication};
-use crate::protocol::postgres::{Message, ProtocolError, Sender, decode, encode};
+use crate::protocol::postgres::backend;
+use crate::protocol::postgres::{LONGEST_ANSWER, Message, ProtocolError, Sender, decode, encode};
 use crate::session::watch::{self, within};
 
-/// A server that asks for more rounds than this is spending our time, not protecting a password.
-/// PostgreSQL's default is 4096.
-const MAX_SCRAM_ITERATIONS: u32 = 1_000_000;
+mod binding;
+mod leg;
+mod login;
+
+pub use login::LoginError;
+
+use login::{Channel, Login, Next};
+
+/// The longest message before the session is open; PostgreSQL's own limit for authentication
+/// (`PG_MAX_AUTH_TOKEN_LENGTH`). Nothing that a server says then comes near.
+const MAX_LOGIN_MESSAGE: usize = 65_535;
+
+/// What a server may say of its parameters at the start; PostgreSQL says less than 1 KiB.
+const MAX_PARAMETERS: usize = 1 << 20;
+
+/// The longest secret of a cancel key in any version of the protocol.
+const MAX_KEY: usize = 256;
 
 /// Rows of the gateway's own questions; no catalogue answer comes near.
 const MAX_ANSWER_ROWS: usize = 1_000_000;
@@ -63,14 +80,16 @@ pub struct Connection {
     pub parameters: Vec<Message>,
     pub backend_pid: u32,
     pub backend_key: Vec<u8>,
-    pub tls: bool,
+    /// The session's place among those that the target takes; the gateway's own connections need none.
+    pub place: Option<Place>,
+    channel: Channel,
 }
 
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
             .field("backend_pid", &self.backend_pid)
-            .field("tls", &self.tls)
+            .field("tls", &self.tls())
             .finish_non_exhaustive()
     }
 }
@@ -80,10 +99,17 @@ impl fmt::Debug for Connection {
 pub enum UpstreamError {
     #[error("the target cannot be reached: {0}")]
     Dial(io::Error),
+    #[error(
+        "the target did not let the gateway in within {} s (connect_timeout_seconds, shared among its addresses)",
+        .0.as_millis().div_ceil(1000)
+    )]
+    TimedOut(Duration),
     #[error("TLS with the target failed: {0}")]
     Tls(io::Error),
     #[error("the target does not offer TLS, which its configuration demands")]
     NoTls,
+    #[error("the target's answer to the request for TLS is neither yes nor no")]
+    NoTlsAnswer,
     #[error("the connection to the target broke: {0}")]
     Io(#[from] io::Error),
     #[error("the target does not speak PostgreSQL's protocol: {0}")]
@@ -91,12 +117,46 @@ pub enum UpstreamError {
     #[error("the target closed the connection during the login")]
     Closed,
     #[error("logging in to the target failed: {0}")]
-    Login(String),
+    Login(#[from] LoginError),
     /// The target's own refusal, as it said it.
     #[error("the target refused the login with SQLSTATE {sqlstate}")]
     Refused { sqlstate: String, message: Message },
+    #[error(
+        "the target has standard_conforming_strings off, which statement analysis does not allow"
+    )]
+    Strings,
+    #[error("the target answers for another version of the protocol than 3.0")]
+    Version,
     #[error("the target failed a question of the gateway with SQLSTATE {0}")]
     Question(String),
+    #[error("the target's answer to a question of the gateway does not end")]
+    Endless,
+    #[error("a question of the gateway to the target went unanswered")]
+    Unanswered,
+}
+
+impl UpstreamError {
+    /// Whether another address of the same target may do better. Whoever refuses a login speaks for the target;
+    /// a server that is starting up (57P03) does not yet.
+    pub fn is_of_the_address(&self) -> bool {
+        match self {
+            UpstreamError::Dial(_)
+            | UpstreamError::TimedOut(_)
+            | UpstreamError::Tls(_)
+            | UpstreamError::NoTls
+            | UpstreamError::NoTlsAnswer
+            | UpstreamError::Io(_)
+            | UpstreamError::Protocol(_)
+            | UpstreamError::Closed => true,
+            UpstreamError::Refused { sqlstate, .. } => sqlstate == "57P03",
+            UpstreamError::Login(_)
+            | UpstreamError::Strings
+            | UpstreamError::Version
+            | UpstreamError::Question(_)
+            | UpstreamError::Endless
+            | UpstreamError::Unanswered => false,
+        }
+    }
 }
 
 /// Dials, secures and logs in; `settings` are start-up parameters beside user and database.
@@ -104,17 +164,23 @@ pub async fn connect(
     dial: &Dial,
     settings: &[(String, String)],
 ) -> Result<Connection, UpstreamError> {
-    match tokio::time::timeout(watch::DIAL, log_in(dial, settings)).await {
+    connect_within(dial.target.connect_timeout, dial, settings).await
+}
+
+/// The same in less time than the target's own limit.
+pub async fn connect_within(
+    limit: Duration,
+    dial: &Dial,
+    settings: &[(String, String)],
+) -> Result<Connection, UpstreamError> {
+    match timeout(limit, log_in(dial, settings)).await {
         Ok(connected) => connected,
-        Err(_) => Err(UpstreamError::Dial(io::Error::new(
-            io::ErrorKind::TimedOut,
-            format!("no login within {} s", watch::DIAL.as_secs()),
-        ))),
+        Err(_) => Err(UpstreamError::TimedOut(limit)),
     }
 }
 
 async fn log_in(dial: &Dial, settings: &[(String, String)]) -> Result<Connection, UpstreamError> {
-    let mut connection = open(dial).await?;
+    let mut connection = leg::open(dial).await?;
     let mut parameters = vec![
         ("user", dial.credential.user.as_str()),
         ("database", dial.database.as_str()),
@@ -126,58 +192,14 @@ async fn log_in(dial: &Dial, settings: &[(String, String)]) -> Result<Connection
     );
     let mut out = BytesMut::new();
     encode::startup(&mut out, &parameters);
-    connection.writer.write_all(&out).await?;
-    connection.writer.flush().await?;
+    connection.send(&out).await?;
     authenticate(&mut connection, &dial.credential).await?;
     settle(&mut connection).await?;
     Ok(connection)
 }
 
-/// Dials and, where the target wants it, turns on TLS.
-async fn open(dial: &Dial) -> Result<Connection, UpstreamError> {
-    let reached = TcpStream::connect(dial.address);
-    let mut socket = within(watch::REACH, "reaching the target", reached)
-        .await
-        .map_err(UpstreamError::Dial)?;
-    socket.set_nodelay(true)?;
-    let Some(config) = &dial.tls else {
-        let (reader, writer) = socket.into_split();
-        return Ok(Connection::new(Box::new(reader), Box::new(writer), false));
-    };
-    let mut request = BytesMut::new();
-    encode::ssl_request(&mut request);
-    socket.write_all(&request).await?;
-    // Exactly one byte: anything more would be data slipped in before TLS (CVE-2021-23222).
-    if socket.read_u8().await? != b'S' {
-        return Err(UpstreamError::NoTls);
-    }
-    let name = server_name(dial)?;
-    let stream = TlsConnector::from(Arc::clone(config))
-        .connect(name, socket)
-        .await
-        .map_err(UpstreamError::Tls)?;
-    let (reader, writer) = tokio::io::split(stream);
-    Ok(Connection::new(Box::new(reader), Box::new(writer), true))
-}
-
-/// The name that the target's certificate must carry.
-fn server_name(dial: &Dial) -> Result<ServerName<'static>, UpstreamError> {
-    let configured = match &dial.target.tls {
-        TargetTls::VerifyFull {
-            server_name: Some(name),
-            ..
-        } => Some(name.clone()),
-        _ => dial.target.dial.as_ref().map(|dial| dial.host.clone()),
-    };
-    let name = configured
-        .or_else(|| dial.host.clone())
-        .unwrap_or_else(|| dial.address.ip().to_string());
-    ServerName::try_from(name)
-        .map_err(|error| UpstreamError::Tls(io::Error::new(io::ErrorKind::InvalidInput, error)))
-}
-
 impl Connection {
-    fn new(reader: Reader, writer: Writer, tls: bool) -> Self {
+    fn new(reader: Reader, writer: Writer, channel: Channel) -> Self {
         Self {
             reader,
             writer,
@@ -185,25 +207,43 @@ impl Connection {
             parameters: Vec::new(),
             backend_pid: 0,
             backend_key: Vec::new(),
-            tls,
+            place: None,
+            channel,
+        }
+    }
+
+    pub fn tls(&self) -> bool {
+        self.channel != Channel::Plain
+    }
+
+    /// A message of the login.
+    async fn early_message(&mut self) -> Result<Message, UpstreamError> {
+        loop {
+            if let Some(message) = decode(&mut self.buffer, Sender::Backend, MAX_LOGIN_MESSAGE)? {
+                return Ok(message);
+            }
+            self.fill().await?;
+        }
+    }
+
+    async fn fill(&mut self) -> Result<(), UpstreamError> {
+        match self.reader.read_buf(&mut self.buffer).await? {
+            0 => Err(UpstreamError::Closed),
+            _ => Ok(()),
         }
     }
 
     async fn message(&mut self) -> Result<Message, UpstreamError> {
         loop {
-            if let Some(message) = decode(&mut self.buffer, Sender::Backend)? {
+            if let Some(message) = decode(&mut self.buffer, Sender::Backend, LONGEST_ANSWER)? {
                 return Ok(message);
             }
-            if self.reader.read_buf(&mut self.buffer).await? == 0 {
-                return Err(UpstreamError::Closed);
-            }
+            self.fill().await?;
         }
     }
 
-    async fn send(&mut self, write: impl FnOnce(&mut BytesMut)) -> Result<(), UpstreamError> {
-        let mut out = BytesMut::new();
-        write(&mut out);
-        self.writer.write_all(&out).await?;
+    async fn send(&mut self, bytes: &[u8]) -> Result<(), UpstreamError> {
+        self.writer.write_all(bytes).await?;
         self.writer.flush().await?;
         Ok(())
     }
@@ -213,87 +253,37 @@ async fn authenticate(
     connection: &mut Connection,
     credential: &Credential,
 ) -> Result<(), UpstreamError> {
-    let password = credential.password.expose().as_bytes();
-    let mut scram: Option<ScramSha256> = None;
-    let mut verified = true;
+    let channel = connection.channel.clone();
+    let mut login = Login::new(credential, &channel);
     loop {
-        let message = connection.message().await?;
+        let message = connection.early_message().await?;
         match message.tag() {
             b'R' => {}
             b'E' => return Err(refused(message)),
             // Notices during login are the server's small talk.
-            b'N' | b'v' => continue,
+            b'N' => continue,
+            b'v' => {
+                understood(&message)?;
+                continue;
+            }
             tag => return Err(ProtocolError::Unexpected { tag }.into()),
         }
-        match backend::authentication(&message)? {
-            Authentication::Ok if verified => return Ok(()),
-            Authentication::Ok => {
-                return Err(login(
-                    "the target skipped proving that it knows the password",
-                ));
-            }
-            Authentication::Cleartext => {
-                connection
-                    .send(|out| encode::password(out, password))
-                    .await?;
-            }
-            Authentication::Md5 { salt } => {
-                let digest = md5_hash(credential.user.as_bytes(), password, salt);
-                connection
-                    .send(|out| encode::password(out, digest.as_bytes()))
-                    .await?;
-            }
-            Authentication::Sasl { mechanisms } => {
-                if !mechanisms.contains(&SCRAM_SHA_256.as_bytes()) {
-                    return Err(login("the target offers no SCRAM-SHA-256"));
-                }
-                // With TLS we could bind, but do not offer to; without, we cannot.
-                let exchange = ScramSha256::new(password, ChannelBinding::unsupported());
-                connection
-                    .send(|out| encode::sasl_initial(out, SCRAM_SHA_256, exchange.message()))
-                    .await?;
-                scram = Some(exchange);
-                verified = false;
-            }
-            Authentication::SaslContinue { data } => {
-                let exchange = scram.as_mut().ok_or_else(|| login("SASL out of order"))?;
-                bounded_iterations(data)?;
-                exchange
-                    .update(data)
-                    .map_err(|error| login(&error.to_string()))?;
-                let answer = exchange.message().to_vec();
-                connection
-                    .send(|out| encode::sasl_response(out, &answer))
-                    .await?;
-            }
-            Authentication::SaslFinal { data } => {
-                let exchange = scram.as_mut().ok_or_else(|| login("SASL out of order"))?;
-                exchange
-                    .finish(data)
-                    .map_err(|error| login(&error.to_string()))?;
-                verified = true;
-            }
-            Authentication::Unsupported(method) => {
-                return Err(login(&format!(
-                    "the target wants authentication method {method}, which is not supported"
-                )));
-            }
+        let (then, next) = login.next(&backend::authentication(&message)?)?;
+        login = then;
+        match next {
+            Next::Answer(reply) => connection.send(reply.expose().bytes()).await?,
+            Next::Read => {}
+            Next::In => return Ok(()),
         }
     }
 }
 
-fn login(reason: &str) -> UpstreamError {
-    UpstreamError::Login(reason.to_owned())
-}
-
-fn bounded_iterations(server_first: &[u8]) -> Result<(), UpstreamError> {
-    let text = String::from_utf8_lossy(server_first);
-    let iterations = text.split(',').find_map(|part| part.strip_prefix("i="));
-    match iterations.and_then(|count| count.parse::<u32>().ok()) {
-        Some(count) if count <= MAX_SCRAM_ITERATIONS => Ok(()),
-        _ => Err(login(
-            "the target asks for an unreasonable number of SCRAM iterations",
-        )),
+/// Reads a NegotiateProtocolVersion. The gateway asks for 3.0 and no options, which leaves nothing to negotiate;
+/// one that says just that does no harm.
+fn understood(message: &Message) -> Result<(), UpstreamError> {
+    match message.body() {
+        [0, 3, 0, 0, 0, 0, 0, 0] => Ok(()),
+        _ => Err(UpstreamError::Version),
     }
 }
 
@@ -306,21 +296,29 @@ fn refused(message: Message) -> UpstreamError {
 
 /// Reads what follows the login, up to the first ReadyForQuery.
 async fn settle(connection: &mut Connection) -> Result<(), UpstreamError> {
+    let mut said = 0;
     loop {
-        let message = connection.message().await?;
+        let message = connection.early_message().await?;
         match message.tag() {
             b'Z' => return Ok(()),
             b'S' => {
                 let (name, value) = backend::parameter_status(&message)?;
                 if name == b"standard_conforming_strings" && value != b"on" {
-                    return Err(login(
-                        "the target has standard_conforming_strings off, which statement analysis does not allow",
-                    ));
+                    return Err(UpstreamError::Strings);
+                }
+                said += message.bytes().len();
+                if said > MAX_PARAMETERS {
+                    return Err(
+                        ProtocolError::Refused("the parameters at the start do not end").into(),
+                    );
                 }
                 connection.parameters.push(message);
             }
             b'K' => {
                 let (pid, key) = backend::backend_key(&message)?;
+                if key.len() > MAX_KEY {
+                    return Err(ProtocolError::Refused("the cancel key is too long").into());
+                }
                 connection.backend_pid = pid;
                 connection.backend_key = key.to_vec();
             }
@@ -337,14 +335,16 @@ pub async fn ask(
     question: &str,
 ) -> Result<Vec<Vec<Option<String>>>, UpstreamError> {
     let asked = async {
-        connection.send(|out| encode::query(out, question)).await?;
+        let mut out = BytesMut::new();
+        encode::query(&mut out, question);
+        connection.send(&out).await?;
         let mut rows = Vec::new();
         let mut failed = None;
         loop {
             let message = connection.message().await?;
             match message.tag() {
                 b'D' if rows.len() >= MAX_ANSWER_ROWS => {
-                    return Err(login("the target's catalogue answer does not end"));
+                    return Err(UpstreamError::Endless);
                 }
                 b'D' => rows.push(text_row(&message)?),
                 b'E' => {
@@ -360,9 +360,9 @@ pub async fn ask(
             None => Ok(rows),
         }
     };
-    match tokio::time::timeout(watch::DIAL, asked).await {
+    match timeout(watch::DIAL, asked).await {
         Ok(answer) => answer,
-        Err(_) => Err(login("a question to the target went unanswered")),
+        Err(_) => Err(UpstreamError::Unanswered),
     }
 }
 
@@ -375,7 +375,7 @@ fn text_row(message: &Message) -> Result<Vec<Option<String>>, ProtocolError> {
 /// Passes a cancel request on; the server closes without an answer.
 pub async fn cancel(dial: &Dial, pid: u32, key: &[u8]) -> Result<(), UpstreamError> {
     let work = async {
-        let mut connection = open(dial).await.map_err(io::Error::other)?;
+        let mut connection = leg::open(dial).await.map_err(io::Error::other)?;
         let mut out = BytesMut::new();
         encode::cancel_request(&mut out, pid, key);
         connection.writer.write_all(&out).await?;

@@ -8,7 +8,7 @@ use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::backend::{self, Field, RowDescription};
 use crate::protocol::postgres::encode::{ErrorText, Severity};
-use crate::protocol::postgres::{HEADER, Message, ProtocolError, encode};
+use crate::protocol::postgres::{HEADER, Message, Piece, ProtocolError, encode};
 use crate::session::mask::{Delivery, Plan};
 use crate::session::record::Outcome;
 
@@ -25,9 +25,7 @@ impl Conversation {
         delivery: &mut Delivery,
         done: &mut Vec<Outcome>,
     ) -> Result<(), ProtocolError> {
-        while matches!(self.pending.front(), Some(Pending::CopyEnd)) {
-            self.pending.pop_front();
-        }
+        self.past_copy_ends();
         match message.tag() {
             b'A' => delivery.unchanged(message),
             b'S' => {
@@ -54,10 +52,7 @@ impl Conversation {
             b'V' => self.function_result(message, delivery, done)?,
             b'n' => self.no_data(message, delivery)?,
             b'1' | b'2' | b'3' => self.acknowledged(message, delivery)?,
-            b't' => match self.pending.front() {
-                Some(Pending::Describe) => delivery.unchanged(message),
-                _ => return Err(out_of_step(message)),
-            },
+            b't' => self.parameter_types(message, delivery)?,
             b'G' => self.copy_in(message, delivery)?,
             b'H' | b'c' => match self.pending.front() {
                 Some(Pending::Query { .. } | Pending::Execute { .. }) => {
@@ -134,13 +129,32 @@ impl Conversation {
         Ok(())
     }
 
+    /// What a statement's parameters are: the first half of the answer to its Describe.
+    fn parameter_types(
+        &mut self,
+        message: &Message,
+        delivery: &mut Delivery,
+    ) -> Result<(), ProtocolError> {
+        let types = backend::parameter_types(message)?;
+        match self.pending.front() {
+            Some(Pending::Describe { statement }) => {
+                if let Some(statement) = statement {
+                    statement.describe_parameter_types(types);
+                }
+                delivery.unchanged(message);
+                Ok(())
+            }
+            _ => Err(out_of_step(message)),
+        }
+    }
+
     fn row_description(
         &mut self,
         message: &Message,
         delivery: &mut Delivery,
     ) -> Result<(), ProtocolError> {
         match self.pending.front() {
-            Some(Pending::Describe) => {
+            Some(Pending::Describe { .. }) => {
                 RowDescription::parse(message)?;
                 self.pending.pop_front();
                 delivery.unchanged(message);
@@ -160,7 +174,7 @@ impl Conversation {
 
     fn no_data(&mut self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
         match self.pending.front() {
-            Some(Pending::Describe) => {
+            Some(Pending::Describe { .. }) => {
                 self.pending.pop_front();
                 delivery.unchanged(message);
             }
@@ -172,15 +186,11 @@ impl Conversation {
 
     fn columns_known(&mut self, plan: Arc<Plan>) {
         self.plan = plan;
-        let Some(Pending::OwnDescribe { binary, rows }) = self.pending.pop_front() else {
+        let Some(Pending::OwnDescribe { rows }) = self.pending.pop_front() else {
             return;
         };
         if let Some(plan) = rows.get() {
             self.plan = Arc::clone(plan);
-        }
-        if let Some(waiting) = binary {
-            // Whoever waited may have gone with its connection.
-            let _ = waiting.send(self.plan.binary().map(str::to_owned));
         }
     }
 
@@ -190,6 +200,42 @@ impl Conversation {
         Ok(Arc::new(Plan::new(&description, masked)))
     }
 
+    /// Whether a message that is too long to be held may pass in pieces: nothing in it is read or changed.
+    pub fn passes_unread(&self, tag: u8) -> bool {
+        match tag {
+            b'd' => true,
+            b'D' => self.plan.changes_nothing(),
+            _ => false,
+        }
+    }
+
+    /// A part of such a message.
+    ///
+    /// # Errors
+    /// As [`Self::answer`].
+    pub fn piece(&mut self, piece: &Piece, delivery: &mut Delivery) -> Result<(), ProtocolError> {
+        if piece.is_first() {
+            let operation = self.running(piece.tag())?;
+            operation.rows += u64::from(piece.tag() == b'D');
+            operation.bytes += payload(piece.total());
+        }
+        delivery.piece(piece);
+        Ok(())
+    }
+
+    /// The statement whose data comes from the target.
+    fn running(&mut self, tag: u8) -> Result<&mut Operation, ProtocolError> {
+        self.past_copy_ends();
+        let operation = self.pending.front_mut().and_then(Pending::running);
+        operation.ok_or(ProtocolError::Unexpected { tag })
+    }
+
+    fn past_copy_ends(&mut self) {
+        while matches!(self.pending.front(), Some(Pending::CopyEnd)) {
+            self.pending.pop_front();
+        }
+    }
+
     /// A DataRow, or a piece of COPY output.
     fn data(
         &mut self,
@@ -197,11 +243,7 @@ impl Conversation {
         delivery: &mut Delivery,
         row: bool,
     ) -> Result<(), ProtocolError> {
-        let operation = match self.pending.front_mut() {
-            Some(Pending::Query { operations, .. }) => operations.front_mut(),
-            Some(Pending::Execute { operation, .. }) => operation.as_mut(),
-            _ => None,
-        };
+        let operation = self.pending.front_mut().and_then(Pending::running);
         let operation = operation.ok_or_else(|| out_of_step(message))?;
         let before = delivery.len();
         if row {
@@ -210,8 +252,7 @@ impl Conversation {
         } else {
             delivery.unchanged(message);
         }
-        let payload = (delivery.len() - before).saturating_sub(HEADER);
-        operation.bytes += u64::try_from(payload).unwrap_or(u64::MAX);
+        operation.bytes += payload(delivery.len() - before);
         Ok(())
     }
 
@@ -348,15 +389,9 @@ impl Conversation {
         self.error_text(message, delivery)
     }
 
-    /// The server answers nothing more before the next Sync. Whoever holds an Execute back for columns
-    /// it will not be told must let it go, or that Sync would never be sent.
+    /// The server answers nothing more before the next Sync.
     fn skip_to_sync(&mut self) {
         self.failed = true;
-        for pending in &mut self.pending {
-            if let Pending::OwnDescribe { binary, .. } = pending {
-                *binary = None;
-            }
-        }
     }
 
     fn error_text(
@@ -503,6 +538,11 @@ fn refusal(denial: &Denial) -> ErrorText<'_> {
         detail: Some(&denial.detail),
         hint: Some(&denial.hint),
     }
+}
+
+/// Of a message of this length.
+fn payload(length: usize) -> u64 {
+    u64::try_from(length.saturating_sub(HEADER)).unwrap_or(u64::MAX)
 }
 
 fn out_of_step(message: &Message) -> ProtocolError {

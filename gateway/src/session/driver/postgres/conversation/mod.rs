@@ -11,6 +11,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, OnceLock};
 
 use self::pending::{Name, Pending};
+use super::bound::{Bound, Held};
 use super::catalogue::Catalogue;
 use crate::session::decide::Allowed;
 use crate::session::mask::Plan;
@@ -34,8 +35,7 @@ const MAX_NAMED: usize = 16 << 10;
 struct Portal {
     /// `None`: the statement was prepared in SQL, or its Parse failed.
     allowed: Option<Arc<Allowed>>,
-    parameters: usize,
-    binary: bool,
+    bound: Arc<Bound>,
     rows: Rows,
 }
 
@@ -58,9 +58,7 @@ type Rows = Arc<OnceLock<Arc<Plan>>>;
 #[derive(Debug)]
 pub struct Execution {
     pub allowed: Arc<Allowed>,
-    pub parameters: Option<usize>,
-    /// Whether rows may come in binary: then their columns must be known before anything runs.
-    pub binary: bool,
+    pub bound: Option<Arc<Bound>>,
     rows: Rows,
 }
 
@@ -84,6 +82,8 @@ pub struct Conversation {
     catalogue: Arc<Catalogue>,
     next_stmt: u64,
     strings: Strings,
+    /// Parameters of the open portals.
+    held: Held,
 }
 
 impl Conversation {
@@ -101,6 +101,7 @@ impl Conversation {
             catalogue,
             next_stmt: 1,
             strings: Strings::Standard,
+            held: Held::default(),
         }
     }
 
@@ -123,9 +124,20 @@ impl Conversation {
         self.strings = Strings::Uncertain;
     }
 
+    /// Whether the server still has to answer something.
+    pub fn is_waiting(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
     /// Whether the next message has to wait for answers. A server that skips gives none.
     pub fn is_full(&self) -> bool {
         self.pending.len() >= MAX_IN_FLIGHT && !self.is_skipping()
+    }
+
+    /// Whether no answer is to come to what has been sent.
+    pub fn is_settled(&self) -> bool {
+        let mut pending = self.pending.iter();
+        self.is_skipping() || pending.all(|pending| matches!(pending, Pending::CopyEnd))
     }
 
     #[cfg(test)]

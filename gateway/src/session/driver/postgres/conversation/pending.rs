@@ -4,8 +4,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use tokio::sync::oneshot;
-
 use super::{Portal, Rows};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
@@ -36,10 +34,12 @@ pub(super) enum Pending {
         replaced: Option<Portal>,
         naming: u64,
     },
-    Describe,
-    /// The gateway's own Describe; whoever holds an Execute back waits for what it finds.
+    Describe {
+        /// The statement that is asked about, if its name is known.
+        statement: Option<Arc<Allowed>>,
+    },
+    /// The gateway's own Describe.
     OwnDescribe {
-        binary: Option<oneshot::Sender<Option<String>>>,
         rows: Rows,
     },
     Execute {
@@ -60,6 +60,17 @@ pub(super) enum Pending {
     },
     /// CopyDone or CopyFail: no answer of its own.
     CopyEnd,
+}
+
+impl Pending {
+    /// The statement whose data may come now.
+    pub(super) fn running(&mut self) -> Option<&mut Operation> {
+        match self {
+            Pending::Query { operations, .. } => operations.front_mut(),
+            Pending::Execute { operation, .. } => operation.as_mut(),
+            _ => None,
+        }
+    }
 }
 
 /// What answers a simple query.

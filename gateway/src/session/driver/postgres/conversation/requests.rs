@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use tokio::sync::oneshot;
-
 use super::pending::{Name, Operation, Pending, Removed, Results};
 use super::{Conversation, Execution, Portal, Rows};
 use crate::audit::event::StatementOutcome;
@@ -11,6 +9,7 @@ use crate::policy::Denial;
 use crate::protocol::postgres::ProtocolError;
 use crate::protocol::postgres::frontend::Object;
 use crate::session::decide::Allowed;
+use crate::session::driver::postgres::bound::{Bound, Keeping};
 use crate::session::record::Outcome;
 
 /// The server tells names apart by this many bytes (`NAMEDATALEN` less the NUL): what is longer is the
@@ -77,27 +76,38 @@ impl Conversation {
         });
     }
 
-    /// Returns whether the parameter values must be withheld from evidence.
-    pub fn bind(
-        &mut self,
-        portal: &[u8],
-        statement: &[u8],
-        parameters: usize,
-        binary: bool,
-    ) -> bool {
+    /// How the parameters bound to a statement are to be kept.
+    pub fn keeping(&self, statement: &[u8]) -> Keeping {
+        let allowed = self.statements.get(&known_as(statement));
+        Keeping {
+            types: allowed.map_or_else(Arc::default, |it| it.parameter_types()),
+            withheld: self.sensitive(allowed.map(Arc::as_ref)),
+            held: self.held.clone(),
+        }
+    }
+
+    /// The same for the arguments of a function call: a target with masks takes none.
+    pub fn keeping_arguments(&self, types: Arc<[u32]>) -> Keeping {
+        Keeping {
+            types,
+            withheld: false,
+            held: self.held.clone(),
+        }
+    }
+
+    pub fn bind(&mut self, portal: &[u8], statement: &[u8], bound: Bound) {
+        if self.is_skipping() {
+            return;
+        }
         let allowed = self.statements.get(&known_as(statement)).cloned();
         let sensitive = self.sensitive(allowed.as_deref());
-        if self.is_skipping() {
-            return sensitive;
-        }
         let name = known_as(portal);
         let rows = Rows::default();
         let replaced = self.portals.insert(
             name.clone(),
             Portal {
                 allowed,
-                parameters,
-                binary,
+                bound: Arc::new(bound),
                 rows: Arc::clone(&rows),
             },
         );
@@ -108,32 +118,22 @@ impl Conversation {
             replaced,
             naming: self.naming,
         });
-        sensitive
     }
 
-    pub fn describe(&mut self) {
-        self.queue(Pending::Describe);
-    }
-
-    /// The gateway asks for the columns of the portal that is to be executed. With `wait`, the answer
-    /// names a masked column in binary, if there is one; it is dropped when the server never got to it.
-    pub fn own_describe(
-        &mut self,
-        execution: &Execution,
-        wait: bool,
-    ) -> Option<oneshot::Receiver<Option<String>>> {
-        // A server that is skipping to the next Sync would not answer.
-        let (sender, receiver) = if wait && !self.failed {
-            let (sender, receiver) = oneshot::channel();
-            (Some(sender), Some(receiver))
-        } else {
-            (None, None)
+    pub fn describe(&mut self, object: Object<'_>) {
+        let statement = match object {
+            Object::Statement(name) => self.statements.get(&known_as(name)).cloned(),
+            Object::Portal(_) => None,
         };
+        self.queue(Pending::Describe { statement });
+    }
+
+    /// The gateway asks for the columns of the portal that is to be executed: the answer is here before
+    /// the first row.
+    pub fn own_describe(&mut self, execution: &Execution) {
         self.queue(Pending::OwnDescribe {
-            binary: sender,
             rows: Arc::clone(&execution.rows),
         });
-        receiver
     }
 
     /// What an Execute of this portal would run.
@@ -145,8 +145,7 @@ impl Conversation {
             .filter(|allowed| allowed.statements().len() <= 1);
         Execution {
             allowed: allowed.unwrap_or_else(|| Arc::new(Allowed::prepared_in_sql(portal))),
-            parameters: known.map(|portal| portal.parameters),
-            binary: known.is_none_or(|portal| portal.binary),
+            bound: known.map(|portal| Arc::clone(&portal.bound)),
             rows: known.map_or_else(Rows::default, |portal| Arc::clone(&portal.rows)),
         }
     }

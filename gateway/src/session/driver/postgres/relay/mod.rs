@@ -1,7 +1,7 @@
 //! The session's two directions, read at the same time so that neither can hold up the other.
 
 use std::io;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
@@ -13,14 +13,13 @@ use crate::policy::Denial;
 use crate::protocol::postgres::ProtocolError;
 use crate::session::record::{EvidenceError, Recorder};
 
+mod incoming;
 mod requests;
 mod responses;
 
+pub use incoming::Incoming;
 pub use requests::requests;
-pub use responses::responses;
-
-/// How much is read at once.
-const READ: usize = 32 << 10;
+pub use responses::{TargetClosed, responses};
 
 /// Why a session ends before both sides said goodbye.
 #[derive(Debug, thiserror::Error)]
@@ -44,29 +43,60 @@ pub enum RelayError {
 pub struct Session {
     pub conversation: Mutex<Conversation>,
     pub recorder: Arc<Recorder>,
-    /// Signalled whenever answers have made room for more requests.
+    /// Signalled whenever answers have made room for more requests, and when they have been delivered.
     pub answered: Notify,
-    /// Set while bytes are being delivered: a farewell now would land in the middle of a message.
+    /// Set while the agent has been sent a message in part: a farewell now would land in the middle of it.
     pub delivering: AtomicBool,
 }
 
 impl Session {
+    /// Whether a statement runs, or its answer is on its way to the agent.
+    pub fn is_busy(&self) -> bool {
+        self.delivering.load(Ordering::Relaxed) || self.conversation().is_waiting()
+    }
+
     fn conversation(&self) -> MutexGuard<'_, Conversation> {
         self.conversation
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Whether everything that was asked has been answered, and the answers delivered.
+    pub fn is_settled(&self) -> bool {
+        self.conversation().is_settled() && !self.delivering.load(Ordering::Relaxed)
+    }
+
+    /// Waits until everything that was asked has been answered, and the answers delivered.
+    pub async fn settled(&self) {
+        loop {
+            let answered = self.answered.notified();
+            if self.is_settled() {
+                return;
+            }
+            answered.await;
+        }
+    }
 }
 
 /// The leaf of a session that ended because somebody broke a rule of the protocol.
-pub fn protocol_denial(error: &ProtocolError) -> (Stage, Denial) {
-    (
-        Stage::Protocol,
-        Denial {
+pub fn protocol_denial(error: &ProtocolError, target: &str) -> (Stage, Denial) {
+    let denial = match error {
+        ProtocolError::TooLong { limit, .. } => Denial {
+            rule: "protocol:message-too-long".to_owned(),
+            message: format!(
+                "a message is longer than the {limit} bytes that target \"{target}\" allows"
+            ),
+            detail: format!("Rule protocol:message-too-long: {error}."),
+            hint: format!(
+                "Send or fetch less at once, or ask the operator to raise targets.{target}.max_message_bytes."
+            ),
+        },
+        _ => Denial {
             rule: "protocol:malformed".to_owned(),
             message: "the connection does not follow PostgreSQL's protocol".to_owned(),
             detail: error.to_string(),
             hint: "Use a PostgreSQL client.".to_owned(),
         },
-    )
+    };
+    (Stage::Protocol, denial)
 }

@@ -3,19 +3,18 @@
 use std::sync::Arc;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::{READ, RelayError, Session};
+use super::{Incoming, RelayError, Session};
 use crate::audit::event::StatementProtocol;
 use crate::policy::Denial;
 use crate::protocol::postgres::frontend::{Bind, Call, Frontend};
-use crate::protocol::postgres::{HEADER, Message, ProtocolError, Sender, decode, encode};
+use crate::protocol::postgres::{Frame, HEADER, Message, Piece, ProtocolError, encode};
 use crate::session::decide::{Allowed, Denied, Judge, Permit, Ruling, Shown};
+use crate::session::driver::postgres::bound::{self, Bound};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
-use crate::session::driver::postgres::conversation::Execution;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
-use crate::sql;
 
 /// Requests are forwarded at the latest when this many bytes are gathered.
 const BATCH: usize = 64 << 10;
@@ -27,7 +26,7 @@ pub async fn requests<R, W>(
     catalogues: &Catalogues,
     agent: &mut R,
     target: &mut W,
-    mut buffer: BytesMut,
+    mut said: Incoming,
 ) -> Result<(), RelayError>
 where
     R: AsyncRead + Unpin,
@@ -42,24 +41,23 @@ where
         schema_moves: false,
     };
     loop {
-        while let Some(message) =
-            decode(&mut buffer, Sender::Frontend).map_err(RelayError::Agent)?
-        {
-            if requests.take(&message).await? == Next::End {
+        // COPY data alone needs no look at the whole of it.
+        while let Some(frame) = said.next(|tag| tag == b'd').map_err(RelayError::Agent)? {
+            let next = match &frame {
+                Frame::Whole(message) => requests.take(message).await?,
+                Frame::Piece(piece) => requests.copy_piece(piece).await?,
+            };
+            if next == Next::End {
                 requests.send().await?;
                 let _ = requests.target.shutdown().await;
                 return Ok(());
             }
         }
         requests.send().await?;
-        buffer.reserve(READ);
-        let read = agent
-            .read_buf(&mut buffer)
-            .await
-            .map_err(RelayError::AgentIo)?;
+        let read = said.read(agent).await.map_err(RelayError::AgentIo)?;
         if read == 0 {
             let _ = requests.target.shutdown().await;
-            return match buffer.is_empty() {
+            return match said.is_complete() {
                 true => Ok(()),
                 false => Err(RelayError::Agent(ProtocolError::Refused(
                     "the connection ended in the middle of a message",
@@ -93,11 +91,11 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         let conversation = || self.session.conversation();
         match parsed {
             Frontend::Query { text } => self.query(message, text).await?,
-            Frontend::Parse { name, text } => self.parse(message, name, text).await?,
+            Frontend::Parse { name, text, types } => self.parse(message, name, text, types).await?,
             Frontend::Bind(bind) => self.bind(message, &bind)?,
             Frontend::Execute { portal, .. } => self.execute(message, portal).await?,
-            Frontend::Describe(_) => {
-                conversation().describe();
+            Frontend::Describe(object) => {
+                conversation().describe(object);
                 self.control(message, Shown::AsSent)?;
             }
             Frontend::Close(object) => {
@@ -114,7 +112,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 conversation().copy_end();
                 self.control(message, Shown::AsSent)?;
             }
-            Frontend::FunctionCall(call) => self.call(message, call).await?,
+            Frontend::FunctionCall(call) => self.call(message, &call).await?,
             Frontend::Terminate => {
                 self.control(message, Shown::AsSent)?;
                 return Ok(Next::End);
@@ -177,9 +175,11 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         message: &Message,
         name: &[u8],
         text: &[u8],
+        types: Vec<u32>,
     ) -> Result<(), RelayError> {
         match self.rule(text).await? {
             Ruling::Allowed(allowed) => {
+                allowed.give_parameter_types(types);
                 let shown = allowed.evidence().map(|text| {
                     let mut out = BytesMut::new();
                     encode::parse(&mut out, name, text);
@@ -202,42 +202,60 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     fn bind(&mut self, message: &Message, bind: &Bind<'_>) -> Result<(), RelayError> {
-        let sensitive = self.session.conversation().bind(
-            bind.portal,
-            bind.statement,
-            bind.parameters,
-            bind.binary_results,
-        );
-        if bind.parameters == 0 {
+        let keeping = self.session.conversation().keeping(bind.statement);
+        let parameters = &bind.parameters;
+        let for_policies = self.judge.policies.looks_at_parameters();
+        let bound = Bound::read(parameters, &keeping, for_policies);
+        let mut conversation = self.session.conversation();
+        conversation.bind(bind.portal, bind.statement, bound);
+        drop(conversation);
+        let secrets = bound::secrets(parameters, &keeping);
+        if !secrets.contains(&true) {
             return self.control(message, Shown::AsSent);
         }
-        let shown = match sensitive {
-            true => without_values(message, bind.values.start, bind.parameters, |_| true),
-            false => without_values(message, bind.values.start, bind.parameters, holds_card),
-        };
+        let shown = without_values(message, parameters.start, &secrets);
         self.control(message, Shown::Instead(&shown))
     }
 
     async fn execute(&mut self, message: &Message, portal: &[u8]) -> Result<(), RelayError> {
         let catalogue = self.catalogue().await?;
-        let masks = catalogue.masks_anything();
         let execution = self.session.conversation().execution(portal);
-        if masks && let Some(column) = self.describe(portal, &execution).await? {
-            let denied = binary_masked(&execution.allowed, &column);
+        if let Some(bound) = &execution.bound
+            && let Err(denied) = self.rule_parameters(&execution.allowed, bound, &catalogue)
+        {
             self.deny(&denied, false)?;
             let shown = BytesMut::from(&message.bytes()[..]);
             self.batch.and(Permit::refused_extended(&shown));
             return Ok(());
+        }
+        if catalogue.masks_anything() {
+            self.session.conversation().own_describe(&execution);
+            self.batch.and(Permit::own_describe(portal));
         }
         let (first, skipped) = self.session.conversation().execute(&execution);
         self.session.recorder.intents(
             &execution.allowed,
             first,
             StatementProtocol::Extended,
-            execution.parameters,
+            execution.bound.as_ref().map(|bound| bound.bindings()),
         )?;
         self.results(&skipped)?;
         self.control(message, Shown::AsSent)
+    }
+
+    /// A statement was decided when it was prepared, without its parameters: where a policy goes by them,
+    /// it is decided again with each set of them.
+    fn rule_parameters(
+        &self,
+        allowed: &Allowed,
+        bound: &Bound,
+        catalogue: &Catalogue,
+    ) -> Result<(), Box<Denied>> {
+        if bound.is_empty() || !self.judge.policies.looks_at_parameters() {
+            return Ok(());
+        }
+        let derived = catalogue.derived();
+        self.judge.rule_parameters(allowed, derived, bound.facts())
     }
 
     fn results(&self, outcomes: &[Outcome]) -> Result<(), RelayError> {
@@ -245,24 +263,6 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             self.session.recorder.result(outcome)?;
         }
         Ok(())
-    }
-
-    /// Asks for the portal's columns ahead of its rows. Where rows may come in binary the answer is
-    /// waited for, because a masked column in binary must not even be executed; its name comes back.
-    async fn describe(
-        &mut self,
-        portal: &[u8],
-        execution: &Execution,
-    ) -> Result<Option<String>, RelayError> {
-        let wait = execution.binary;
-        let answer = self.session.conversation().own_describe(execution, wait);
-        self.batch.and(Permit::own_describe(portal, wait));
-        let Some(answer) = answer else {
-            return Ok(None);
-        };
-        self.send().await?;
-        // Dropped unanswered: the server is skipping to the next Sync and will skip the Execute too.
-        Ok(answer.await.unwrap_or_default())
     }
 
     fn copy_data(&mut self, message: &Message) -> Result<(), RelayError> {
@@ -276,47 +276,77 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         self.control(message, Shown::Instead(&shown))
     }
 
-    /// A function call is decided as the SELECT that it amounts to.
-    async fn call(&mut self, message: &Message, call: Call) -> Result<(), RelayError> {
-        match self.rule_call(call).await? {
-            Ruling::Allowed(allowed) => {
-                let (first, skipped) = self.session.conversation().call(&allowed);
-                self.session.recorder.intents(
-                    &allowed,
-                    first,
-                    StatementProtocol::Call,
-                    Some(call.arguments),
-                )?;
-                self.results(&skipped)?;
-                let shown = without_values(message, call.values, call.arguments, holds_card);
-                self.batch
-                    .and(Permit::allowed(&allowed, message, Shown::Instead(&shown)));
-            }
-            Ruling::Denied(denied) => {
-                self.deny(&denied, true)?;
-                let mut shown = BytesMut::new();
-                let note = format!("[{} bytes withheld]", message.body().len());
-                encode::withheld(&mut shown, b'F', &note);
-                self.batch.and(Permit::refused_call(&shown));
-            }
+    /// A part of a CopyData that is too long to be held.
+    async fn copy_piece(&mut self, piece: &Piece) -> Result<Next, RelayError> {
+        if piece.is_first() {
+            self.room().await?;
+            self.session.conversation().copy_data();
         }
+        let withheld = match self.session.conversation().catalogue().masks_anything() {
+            true => Some(withheld_copy(piece)),
+            false => None,
+        };
+        let permit = Permit::piece(piece, shown_as(withheld.as_ref()));
+        let unexpected = ProtocolError::Unexpected { tag: piece.tag() };
+        self.batch.and(permit.ok_or(RelayError::Agent(unexpected))?);
+        if self.batch.len() >= BATCH {
+            self.send().await?;
+        }
+        Ok(Next::More)
+    }
+
+    /// A function call is decided as the SELECT that it amounts to.
+    async fn call(&mut self, message: &Message, call: &Call<'_>) -> Result<(), RelayError> {
+        let catalogue = self.catalogue().await?;
+        let function = match catalogue.masks_anything() {
+            true => Err("the value it returns cannot be masked"),
+            false => self
+                .catalogues
+                .function(call.function)
+                .await?
+                .ok_or("the target has no function of that number"),
+        };
+        let function = match function {
+            Ok(function) => function,
+            Err(why) => return self.refuse_call(message, &undecided_call(why)),
+        };
+        let arguments = &call.arguments;
+        let keeping = self
+            .session
+            .conversation()
+            .keeping_arguments(function.arguments.into());
+        let for_policies = self.judge.policies.looks_at_parameters();
+        let bound = Bound::read(arguments, &keeping, for_policies);
+        let numbers = 1..=arguments.values.len();
+        let list: Vec<String> = numbers.map(|n| format!("${n}")).collect();
+        let text = format!("SELECT {}({})", function.name, list.join(", "));
+        let allowed = match self.rule(text.as_bytes()).await? {
+            Ruling::Allowed(allowed) => allowed,
+            Ruling::Denied(denied) => return self.refuse_call(message, &denied),
+        };
+        if let Err(denied) = self.rule_parameters(&allowed, &bound, &catalogue) {
+            return self.refuse_call(message, &denied);
+        }
+        let (first, skipped) = self.session.conversation().call(&allowed);
+        let bindings = Some(bound.bindings());
+        self.session
+            .recorder
+            .intents(&allowed, first, StatementProtocol::Call, bindings)?;
+        self.results(&skipped)?;
+        let secrets = bound::secrets(arguments, &keeping);
+        let shown = without_values(message, arguments.start, &secrets);
+        self.batch
+            .and(Permit::allowed(&allowed, message, Shown::Instead(&shown)));
         Ok(())
     }
 
-    async fn rule_call(&mut self, call: Call) -> Result<Ruling, RelayError> {
-        if self.catalogue().await?.masks_anything() {
-            return Ok(Ruling::Denied(Box::new(undecided_call(
-                "the value it returns cannot be masked",
-            ))));
-        }
-        let Some(name) = self.catalogues.function(call.function).await? else {
-            return Ok(Ruling::Denied(Box::new(undecided_call(
-                "the target has no function of that number",
-            ))));
-        };
-        let arguments: Vec<String> = (1..=call.arguments).map(|n| format!("${n}")).collect();
-        let text = format!("SELECT {name}({})", arguments.join(", "));
-        self.rule(text.as_bytes()).await
+    fn refuse_call(&mut self, message: &Message, denied: &Denied) -> Result<(), RelayError> {
+        self.deny(denied, true)?;
+        let mut shown = BytesMut::new();
+        let note = format!("[{} bytes withheld]", message.body().len());
+        encode::withheld(&mut shown, b'F', &note);
+        self.batch.and(Permit::refused_call(&shown));
+        Ok(())
     }
 
     /// The catalogue as it is now: a prepared statement is read anew by the server when its tables
@@ -389,6 +419,16 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 }
 
+/// One remark for all of the message.
+fn withheld_copy(piece: &Piece) -> BytesMut {
+    let mut shown = BytesMut::new();
+    if piece.is_first() {
+        let note = format!("[{} bytes withheld]", piece.total() - HEADER);
+        encode::withheld(&mut shown, b'd', &note);
+    }
+    shown
+}
+
 fn shown_as(instead: Option<&BytesMut>) -> Shown<'_> {
     instead.map_or(Shown::AsSent, Shown::Instead)
 }
@@ -432,34 +472,22 @@ fn changes_schema(allowed: &Allowed) -> bool {
 
 /// A Bind or FunctionCall whose secret values are blanked, length by length. `start` is where they begin in
 /// its body.
-fn without_values(
-    message: &Message,
-    start: usize,
-    count: usize,
-    is_secret: impl Fn(&[u8]) -> bool,
-) -> BytesMut {
+fn without_values(message: &Message, start: usize, secrets: &[bool]) -> BytesMut {
     let mut shown = BytesMut::from(&message.bytes()[..]);
     let mut at = HEADER + start;
-    for _ in 0..count {
+    for secret in secrets {
         let Some(length) = shown.get(at..at + 4) else {
             break;
         };
         let length = <[u8; 4]>::try_from(length).map_or(-1, i32::from_be_bytes);
         at += 4;
         let length = usize::try_from(length).unwrap_or(0);
-        if let Some(value) = shown.get_mut(at..at + length)
-            && is_secret(value)
-        {
+        if *secret && let Some(value) = shown.get_mut(at..at + length) {
             value.fill(b'*');
         }
         at += length;
     }
     shown
-}
-
-/// Card numbers stand in no evidence, as literals and as parameters alike.
-fn holds_card(value: &[u8]) -> bool {
-    std::str::from_utf8(value).is_ok_and(|text| sql::without_cards(text) != text)
 }
 
 fn undecided_call(why: &str) -> Denied {
@@ -475,30 +503,10 @@ fn undecided_call(why: &str) -> Denied {
     }
 }
 
-fn binary_masked(allowed: &Allowed, column: &str) -> Denied {
-    let statement = allowed
-        .statements()
-        .first()
-        .map(|statement| statement.text.clone())
-        .unwrap_or_default();
-    Denied {
-        denial: Denial {
-            rule: "mask:binary".to_owned(),
-            message: format!("column {column} is masked and was asked for in binary format"),
-            detail: "Rule mask:binary: masked columns can be returned in text format only."
-                .to_owned(),
-            hint: format!(
-                "Leave {column} out of the select list, or ask for text results (asyncpg: set a text codec; psycopg: binary=False; JDBC: binaryTransfer=false)."
-            ),
-        },
-        evidence: statement.clone(),
-        statement,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::postgres::{Sender, decode};
 
     #[test]
     fn cursors_and_prepared_statements_leave_the_schema_as_it_is() {
@@ -519,20 +527,20 @@ mod tests {
     }
 
     #[test]
-    fn a_card_number_among_parameters_is_not_evidence() {
+    fn secret_values_are_blanked_length_by_length() {
         let mut bytes = BytesMut::new();
         bytes.extend_from_slice(b"B\0\0\0\x29\0\0\0\0\0\x02\0\0\0\x10");
         bytes.extend_from_slice(b"4111111111111111\0\0\0\x05hello\0\0");
-        let message = decode(&mut bytes, Sender::Frontend)
+        let message = decode(&mut bytes, Sender::Frontend, 1 << 20)
             .expect("in order")
             .expect("whole");
         let Ok(Frontend::Bind(bind)) = Frontend::parse(&message) else {
             panic!("not a Bind");
         };
-        let (start, count) = (bind.values.start, bind.parameters);
-        let shown = without_values(&message, start, count, holds_card);
+        let start = bind.parameters.start;
+        let shown = without_values(&message, start, &[true, false]);
         assert!(shown.ends_with(b"****************\0\0\0\x05hello\0\0"));
-        let shown = without_values(&message, start, count, |_| true);
+        let shown = without_values(&message, start, &[true, true]);
         assert!(shown.ends_with(b"*****\0\0"));
     }
 }

@@ -2,15 +2,21 @@
 
 use std::sync::atomic::Ordering;
 
-use bytes::BytesMut;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{READ, RelayError, Session};
-use crate::protocol::postgres::{Message, Sender, decode};
+use super::{Incoming, RelayError, Session};
+use crate::protocol::postgres::{Frame, Message, ProtocolError, backend};
 use crate::session::driver::postgres::catalogue::Catalogues;
 use crate::session::forward::forward;
 use crate::session::mask::Delivery;
 use crate::session::record::Outcome;
+
+/// The target's side has come to its end.
+#[derive(Debug, Default)]
+pub struct TargetClosed {
+    /// The SQLSTATE of the fatal error that it gave as the reason, if it gave one.
+    pub fatal: Option<String>,
+}
 
 /// Target to agent, until the target closes.
 pub async fn responses<R, W>(
@@ -18,62 +24,94 @@ pub async fn responses<R, W>(
     catalogues: &Catalogues,
     target: &mut R,
     agent: &mut W,
-    mut buffer: BytesMut,
-) -> Result<(), RelayError>
+    mut said: Incoming,
+) -> Result<TargetClosed, RelayError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut delivery = Delivery::default();
-    let mut done = Vec::new();
+    let mut answers = Answers::default();
     loop {
-        while let Some(outdated) = answers(session, &mut buffer, &mut delivery, &mut done)? {
+        while let Some(outdated) = answers.take(session, &mut said)? {
             let renewed = catalogues.renewed().await?;
-            let mut conversation = session.conversation();
-            conversation.update_catalogue(renewed);
-            conversation
-                .answer(&outdated, &mut delivery, &mut done)
-                .map_err(RelayError::Target)?;
+            session.conversation().update_catalogue(renewed);
+            answers.message(session, &outdated)?;
         }
         session.answered.notify_one();
-        for outcome in done.drain(..) {
+        for outcome in answers.done.drain(..) {
             session.recorder.result(&outcome)?;
         }
-        let recorded = session.recorder.response(delivery.finish())?;
+        let recorded = session.recorder.response(answers.delivery.finish())?;
         session.delivering.store(true, Ordering::Relaxed);
         forward(agent, recorded)
             .await
             .map_err(RelayError::AgentIo)?;
-        session.delivering.store(false, Ordering::Relaxed);
-        buffer.reserve(READ);
-        let read = target
-            .read_buf(&mut buffer)
-            .await
-            .map_err(RelayError::TargetIo)?;
+        session
+            .delivering
+            .store(said.is_within(), Ordering::Relaxed);
+        session.answered.notify_one();
+        let read = said.read(target).await.map_err(RelayError::TargetIo)?;
         if read == 0 {
-            return Ok(());
+            return Ok(answers.closed);
         }
     }
 }
 
-/// Works off what has been read, up to a message that needs a newer catalogue first.
-fn answers(
-    session: &Session,
-    buffer: &mut BytesMut,
-    delivery: &mut Delivery,
-    done: &mut Vec<Outcome>,
-) -> Result<Option<Message>, RelayError> {
-    let mut conversation = session.conversation();
-    while let Some(message) = decode(buffer, Sender::Backend).map_err(RelayError::Target)? {
-        if conversation
-            .outdates_catalogue(&message)
-            .map_err(RelayError::Target)?
-        {
-            return Ok(Some(message));
+/// What one read from the target amounts to.
+#[derive(Debug, Default)]
+struct Answers {
+    delivery: Delivery,
+    done: Vec<Outcome>,
+    closed: TargetClosed,
+}
+
+impl Answers {
+    /// Works off what has been read, up to a message that needs a newer catalogue first.
+    fn take(
+        &mut self,
+        session: &Session,
+        said: &mut Incoming,
+    ) -> Result<Option<Message>, RelayError> {
+        let mut conversation = session.conversation();
+        loop {
+            let may_pass = |tag| conversation.passes_unread(tag);
+            let message = match said.next(may_pass).map_err(RelayError::Target)? {
+                None => return Ok(None),
+                Some(Frame::Whole(message)) => message,
+                Some(Frame::Piece(piece)) => {
+                    conversation
+                        .piece(&piece, &mut self.delivery)
+                        .map_err(RelayError::Target)?;
+                    continue;
+                }
+            };
+            let outdates = conversation.outdates_catalogue(&message);
+            if outdates.map_err(RelayError::Target)? {
+                return Ok(Some(message));
+            }
+            conversation
+                .answer(&message, &mut self.delivery, &mut self.done)
+                .and_then(|()| self.closed.note(&message))
+                .map_err(RelayError::Target)?;
         }
-        conversation
-            .answer(&message, delivery, done)
-            .map_err(RelayError::Target)?;
     }
-    Ok(None)
+
+    fn message(&mut self, session: &Session, message: &Message) -> Result<(), RelayError> {
+        session
+            .conversation()
+            .answer(message, &mut self.delivery, &mut self.done)
+            .map_err(RelayError::Target)
+    }
+}
+
+impl TargetClosed {
+    fn note(&mut self, message: &Message) -> Result<(), ProtocolError> {
+        if message.tag() == b'E' {
+            let fields = backend::error_fields(message)?;
+            if backend::is_fatal(&fields) {
+                self.fatal = Some(backend::sqlstate(&fields));
+            }
+        }
+        Ok(())
+    }
 }

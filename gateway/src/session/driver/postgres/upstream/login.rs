@@ -1,0 +1,272 @@
+//! The login at a target: what it asks, answered with the stored credential. Pure: requests in, replies out.
+//!
+//! A server, or whoever poses as one, may ask for less than it should: the password in clear, nothing at all,
+//! SCRAM without the binding to the TLS connection. What the credential does not accept ends the login.
+
+use bytes::BytesMut;
+use postgres_protocol::authentication::md5_hash;
+use postgres_protocol::authentication::sasl::{
+    self, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
+};
+
+use crate::config::{ChannelBinding, LoginMethod};
+use crate::credentials::{Credential, Secret};
+use crate::protocol::postgres::backend::Authentication;
+use crate::protocol::postgres::encode;
+
+/// A server that asks for more rounds than this is spending our time, not protecting a password: PostgreSQL's
+/// default is 4096. `postgres-protocol` stops there too, but says less about it.
+const MAX_SCRAM_ITERATIONS: u32 = 100_000;
+
+/// What the connection to the server is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Channel {
+    Plain,
+    Tls {
+        /// An authority vouches for the server.
+        verified: bool,
+        /// What SCRAM can be bound to, if the server's certificate has it.
+        end_point: Option<Vec<u8>>,
+    },
+}
+
+/// Why the gateway does not go on with a login.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoginError {
+    #[error("the target asks for the login method {asked}, which its require_auth does not accept")]
+    NotAccepted { asked: &'static str },
+    #[error(
+        "the target asks for the password in clear, on a connection without verified TLS; require_auth = [\"password\"] would accept that"
+    )]
+    InClear,
+    #[error("the target asks for a password, and its credential has none")]
+    NoPassword,
+    #[error("the target wants authentication method {0}, which is not supported")]
+    Unsupported(u32),
+    #[error("the target offers no SCRAM-SHA-256")]
+    NoMechanism,
+    #[error(
+        "channel_binding is \"require\", and the target does not offer SCRAM-SHA-256-PLUS over TLS"
+    )]
+    NotBound,
+    #[error(
+        "channel_binding is \"require\", and the target's certificate has a signature that cannot be bound to"
+    )]
+    NothingToBindTo,
+    #[error("the target offers SCRAM-SHA-256-PLUS without TLS")]
+    PlusWithoutTls,
+    #[error("the target asks for an unreasonable number of SCRAM iterations")]
+    Iterations,
+    #[error("the target's part of SCRAM is wrong: {0}")]
+    Scram(String),
+    #[error("the target skipped proving that it knows the password")]
+    Unproven,
+    #[error("the target's authentication requests are out of order")]
+    Order,
+}
+
+/// What is to be done after a request.
+#[derive(Debug)]
+pub enum Next {
+    /// Send this; it holds the password or what proves it.
+    Answer(Secret<Reply>),
+    /// Read on.
+    Read,
+    /// Logged in.
+    In,
+}
+
+/// A message that is wiped when it has been sent.
+#[derive(Debug, Default)]
+pub struct Reply(BytesMut);
+
+impl Reply {
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl zeroize::Zeroize for Reply {
+    fn zeroize(&mut self) {
+        self.0.as_mut().zeroize();
+    }
+}
+
+/// A login under way.
+#[derive(Debug)]
+pub struct Login<'a> {
+    credential: &'a Credential,
+    channel: &'a Channel,
+    state: State,
+}
+
+enum State {
+    Begun,
+    /// The password was sent, in clear or hashed.
+    Answered,
+    /// SCRAM's first message was sent.
+    Greeted(ScramSha256),
+    /// SCRAM's proof was sent.
+    Proved(ScramSha256),
+    /// The server has proven itself too.
+    Mutual,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            State::Begun => "Begun",
+            State::Answered => "Answered",
+            State::Greeted(_) => "Greeted",
+            State::Proved(_) => "Proved",
+            State::Mutual => "Mutual",
+        })
+    }
+}
+
+impl<'a> Login<'a> {
+    pub fn new(credential: &'a Credential, channel: &'a Channel) -> Self {
+        Self {
+            credential,
+            channel,
+            state: State::Begun,
+        }
+    }
+
+    /// Answers one request of the server.
+    pub fn next(self, request: &Authentication<'_>) -> Result<(Self, Next), LoginError> {
+        let Login {
+            credential,
+            channel,
+            state,
+        } = self;
+        let (state, next) = match (state, request) {
+            (State::Begun, Authentication::Ok) => {
+                accept(credential, channel, LoginMethod::None)?;
+                (State::Begun, Next::In)
+            }
+            (State::Answered | State::Mutual, Authentication::Ok) => (State::Mutual, Next::In),
+            (State::Greeted(_) | State::Proved(_), Authentication::Ok) => {
+                return Err(LoginError::Unproven);
+            }
+            (State::Begun, Authentication::Cleartext) => {
+                accept(credential, channel, LoginMethod::Password)?;
+                let password = password(credential)?;
+                let reply = reply(|out| encode::password(out, password));
+                (State::Answered, reply)
+            }
+            (State::Begun, Authentication::Md5 { salt }) => {
+                accept(credential, channel, LoginMethod::Md5)?;
+                let digest = md5_hash(credential.user.as_bytes(), password(credential)?, *salt);
+                let digest = Secret::new(digest);
+                let reply = reply(|out| encode::password(out, digest.expose().as_bytes()));
+                (State::Answered, reply)
+            }
+            (State::Begun, Authentication::Sasl { mechanisms }) => {
+                accept(credential, channel, LoginMethod::ScramSha256)?;
+                let (mechanism, binding) = mechanism(credential, channel, mechanisms)?;
+                let scram = ScramSha256::new(password(credential)?, binding);
+                let reply = reply(|out| encode::sasl_initial(out, mechanism, scram.message()));
+                (State::Greeted(scram), reply)
+            }
+            (State::Greeted(mut scram), Authentication::SaslContinue { data }) => {
+                bounded_iterations(data)?;
+                scram.update(data).map_err(|error| wrong(&error))?;
+                let reply = reply(|out| encode::sasl_response(out, scram.message()));
+                (State::Proved(scram), reply)
+            }
+            (State::Proved(mut scram), Authentication::SaslFinal { data }) => {
+                scram.finish(data).map_err(|error| wrong(&error))?;
+                (State::Mutual, Next::Read)
+            }
+            (_, Authentication::Unsupported(method)) => {
+                return Err(LoginError::Unsupported(*method));
+            }
+            _ => return Err(LoginError::Order),
+        };
+        let login = Login {
+            credential,
+            channel,
+            state,
+        };
+        Ok((login, next))
+    }
+}
+
+fn reply(write: impl FnOnce(&mut BytesMut)) -> Next {
+    let mut reply = Reply::default();
+    write(&mut reply.0);
+    Next::Answer(Secret::new(reply))
+}
+
+fn password(credential: &Credential) -> Result<&[u8], LoginError> {
+    let password = credential.password.as_ref().ok_or(LoginError::NoPassword)?;
+    Ok(password.expose().as_bytes())
+}
+
+fn wrong(error: &std::io::Error) -> LoginError {
+    LoginError::Scram(error.to_string())
+}
+
+fn accept(
+    credential: &Credential,
+    channel: &Channel,
+    method: LoginMethod,
+) -> Result<(), LoginError> {
+    let verified = matches!(channel, Channel::Tls { verified: true, .. });
+    if !credential.accepts(method, verified) {
+        return Err(match (method, &credential.require_auth) {
+            (LoginMethod::Password, None) => LoginError::InClear,
+            _ => LoginError::NotAccepted {
+                asked: method.name(),
+            },
+        });
+    }
+    match (method, credential.channel_binding) {
+        (LoginMethod::ScramSha256, _) => Ok(()),
+        (_, ChannelBinding::Require) => Err(LoginError::NotBound),
+        _ => Ok(()),
+    }
+}
+
+/// Which SCRAM, and what it says about binding: `y` (we could, you do not offer it) lets a server that did
+/// offer it notice that somebody took the offer away.
+fn mechanism(
+    credential: &Credential,
+    channel: &Channel,
+    offered: &[&[u8]],
+) -> Result<(&'static str, sasl::ChannelBinding), LoginError> {
+    let plus = offered.contains(&SCRAM_SHA_256_PLUS.as_bytes());
+    let plain = offered.contains(&SCRAM_SHA_256.as_bytes());
+    let required = credential.channel_binding == ChannelBinding::Require;
+    let disabled = credential.channel_binding == ChannelBinding::Disable;
+    let end_point = match channel {
+        Channel::Plain if plus => return Err(LoginError::PlusWithoutTls),
+        Channel::Plain => None,
+        Channel::Tls { .. } if disabled => None,
+        Channel::Tls { end_point, .. } => end_point.as_ref(),
+    };
+    match end_point {
+        Some(end_point) if plus => Ok((
+            SCRAM_SHA_256_PLUS,
+            sasl::ChannelBinding::tls_server_end_point(end_point.clone()),
+        )),
+        None if required && plus => Err(LoginError::NothingToBindTo),
+        _ if required => Err(LoginError::NotBound),
+        _ if !plain => Err(LoginError::NoMechanism),
+        Some(_) => Ok((SCRAM_SHA_256, sasl::ChannelBinding::unrequested())),
+        None => Ok((SCRAM_SHA_256, sasl::ChannelBinding::unsupported())),
+    }
+}
+
+fn bounded_iterations(server_first: &[u8]) -> Result<(), LoginError> {
+    let text = String::from_utf8_lossy(server_first);
+    let iterations = text.split(',').find_map(|part| part.strip_prefix("i="));
+    match iterations.and_then(|count| count.parse::<u32>().ok()) {
+        Some(count) if count <= MAX_SCRAM_ITERATIONS => Ok(()),
+        _ => Err(LoginError::Iterations),
+    }
+}
+
+#[cfg(test)]
+mod tests;
