@@ -9,6 +9,7 @@ mod agent_tls;
 mod broker;
 mod bypass;
 mod cancel;
+mod client_matrix;
 mod copy;
 mod denials;
 mod deny_table;

@@ -24,6 +24,9 @@ impl Authority {
     pub fn signing_with(algorithm: &'static SignatureAlgorithm) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).expect("no names to refuse");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Another name than the certificates' own, which OpenSSL would take for self-signed.
+        let name = &mut params.distinguished_name;
+        name.push(DnType::CommonName, "the authority of one test");
         let key = KeyPair::generate_for(algorithm).expect("a key can be made");
         let issuer = CertifiedIssuer::self_signed(params, key).expect("it can sign itself");
         Authority { issuer }

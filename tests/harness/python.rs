@@ -1,19 +1,25 @@
-//! Python clients: Debian's Python, with the database drivers in a virtual environment below the target folder.
+//! Python clients: Debian's Python, with what they import in a virtual environment below the target folder.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use sha2::{Digest, Sha256};
-
+use super::fetched;
 use super::gateway::Gateway;
 use super::program::run;
 
-/// Pinned, so that a driver's release never turns the tests red by itself.
-const DRIVERS: [&str; 3] = ["psycopg==3.3.9", "psycopg-binary==3.3.9", "asyncpg==0.32.0"];
-
 /// Debian's own: one from the user's home cannot be run by an agent.
 const PYTHON: &str = "/usr/bin/python3";
+
+/// What a virtual environment has in it, pinned with the packages' hashes, so that a release never turns the tests
+/// red by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Environment {
+    /// The database drivers.
+    Drivers,
+    /// Drivers, SQLAlchemy, pytest, and PostgreSQL 18's programs; and beside them pg8000's sources.
+    Suites,
+}
 
 /// A script in `tests/clients`, ready to be run by anybody.
 pub struct Script {
@@ -33,16 +39,8 @@ impl Script {
     /// A script that imports a database driver.
     pub fn with_drivers(gateway: &Gateway, name: &str, text: &str) -> Script {
         let mut script = Self::plain(gateway, name, text);
-        // The agent's user may be unable to walk to the target folder: it gets a copy.
-        let copy = gateway.public_folder("clients").join("venv");
-        if !copy.exists() {
-            let mut cp = Command::new("cp");
-            cp.args(["-a", "--reflink=auto"])
-                .arg(environment())
-                .arg(&copy);
-            run(cp).succeeds();
-        }
-        script.words[0] = copy.join("bin/python3");
+        let folder = gateway.public_folder("clients");
+        script.words[0] = Environment::Drivers.copy_into(&folder);
         script
     }
 
@@ -56,29 +54,74 @@ impl Script {
     }
 }
 
-/// The virtual environment, made by the first test that needs it.
-fn environment() -> PathBuf {
-    let key = hex::encode(&Sha256::digest(DRIVERS.join(" ").as_bytes())[..8]);
-    let cache = super::cache();
-    let environment = cache.join(format!("python-{key}"));
-    let lock = File::create(cache.join("python.lock")).expect("the target folder is writable");
-    lock.lock().expect("a file can be locked");
-    if !environment.exists() {
-        let unfinished = cache.join(format!("python-{key}.unfinished"));
-        let _ = fs::remove_dir_all(&unfinished);
-        create(&unfinished);
-        fs::rename(&unfinished, &environment).expect("the environment can be renamed");
+impl Environment {
+    /// The environment below a folder that everybody can reach: the agent's user may be unable to walk to the
+    /// target folder. Answers its Python.
+    pub fn copy_into(self, folder: &Path) -> PathBuf {
+        let copy = folder.join("venv");
+        if !copy.exists() {
+            let mut cp = Command::new("cp");
+            cp.args(["-a", "--reflink=auto"])
+                .arg(self.folder())
+                .arg(&copy);
+            run(cp).succeeds();
+        }
+        copy.join("bin/python3")
     }
-    environment
+
+    /// Made by the first test that needs it.
+    fn folder(self) -> PathBuf {
+        let requirements = self.requirements();
+        fetched::folder("python", requirements.as_bytes(), |folder| {
+            self.create(folder, requirements);
+        })
+    }
+
+    fn requirements(self) -> &'static str {
+        match self {
+            Self::Drivers => include_str!("../clients/requirements/drivers.txt"),
+            Self::Suites => include_str!("../clients/requirements/suites.txt"),
+        }
+    }
+
+    fn create(self, folder: &Path, requirements: &str) {
+        let mut venv = Command::new(PYTHON);
+        venv.args(["-m", "venv"]).arg(folder);
+        run(venv).succeeds();
+        let list = folder.join("requirements.txt");
+        fs::write(&list, requirements).expect("the folder is ours");
+        let mut install = pip(folder, "install");
+        install.arg("--only-binary=:all:").arg("-r").arg(&list);
+        fetched::succeeds(install);
+        if self == Self::Suites {
+            // Its tests are in the sources only.
+            fs::write(&list, block_of("pg8000", requirements)).expect("the folder is ours");
+            let mut download = pip(folder, "download");
+            download.args(["--no-deps", "--no-binary=:all:", "--no-build-isolation"]);
+            download.arg("-r").arg(&list);
+            download.arg("-d").arg(folder.join("sources"));
+            // The build's own programs are found by name.
+            let path = format!("{}:/usr/bin:/bin", folder.join("bin").display());
+            download.env("PATH", path);
+            fetched::succeeds(download);
+        }
+    }
 }
 
-fn create(folder: &Path) {
-    let mut venv = Command::new(PYTHON);
-    venv.args(["-m", "venv"]).arg(folder);
-    run(venv).succeeds();
+fn pip(folder: &Path, task: &str) -> Command {
     let mut pip = Command::new(folder.join("bin/python3"));
-    pip.args(["-m", "pip", "install", "--quiet", "--only-binary=:all:"])
-        .args(["--disable-pip-version-check", "--no-input"])
-        .args(DRIVERS);
-    run(pip).succeeds();
+    pip.args(["-m", "pip", task, "--quiet", "--require-hashes"])
+        .args(["--disable-pip-version-check", "--no-input"]);
+    pip
+}
+
+/// The lines of one package: its version, and a hash on each line after that.
+fn block_of(package: &str, requirements: &str) -> String {
+    let start = format!("{package}==");
+    let mut lines = requirements
+        .lines()
+        .skip_while(|line| !line.starts_with(&start));
+    let mut block: Vec<&str> = lines.next().into_iter().collect();
+    block.extend(lines.take_while(|line| line.starts_with(' ')));
+    block.join("\n")
 }

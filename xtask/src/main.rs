@@ -21,6 +21,8 @@ usage: cargo xtask TASK
   build-ebpf   build the kernel programs alone
   demo         install what is missing, build, and show the whole path [--keep, --end]
   test         every test, privileged ones included (root) [bypass: the attacks alone, as a table;
+               big: gigabytes, and what they take of the gateway's memory;
+               clients: every client, through the gateway and directly;
                denials: denied statements, in every client and message order, as a table;
                pg-suites: PostgreSQL's own suites, through the gateway and directly]
   lint         formatting and clippy, host and kernel code

@@ -2,6 +2,7 @@
 //!
 //! Arguments go to the test runner: `cargo xtask test masks` runs the tests whose name contains "masks".
 //! `cargo xtask test bypass` runs the attacks on the interception and prints what became of each;
+//! `cargo xtask test clients` runs every client directly and through the gateway, and prints what differs;
 //! `cargo xtask test denials` denies statements in every client and order of messages, beside the server's own
 //! permission error, and prints what differs;
 //! `cargo xtask test pg-suites` runs PostgreSQL's own suites and prints what differs through the gateway;
@@ -15,6 +16,7 @@ use crate::{build, build_ebpf, packages, toolchain};
 
 mod big;
 mod bypass;
+mod clients;
 mod deny;
 mod pg_suites;
 
@@ -25,6 +27,7 @@ pub fn run(arguments: &[String]) -> Result<()> {
     match arguments {
         [only] if only == "big" => return big::run(),
         [only] if only == "bypass" => return bypass::run(),
+        [only] if only == "clients" => return clients::run(),
         [only] if only == "denials" => return deny::run(),
         [only] if only == "pg-suites" => return pg_suites::run(),
         _ => {}

@@ -1,0 +1,7 @@
+"""SQLAlchemy's plugin for pytest, which runs its suite for dialects against the server of --dburi."""
+
+import pytest
+
+pytest.register_assert_rewrite("sqlalchemy.testing.assertions")
+
+from sqlalchemy.testing.plugin.pytestplugin import *  # noqa: E402, F403
