@@ -39,14 +39,16 @@ fn every_form_is_the_servers_byte_for_byte() {
         .and_then(|count| count.parse().ok())
         .expect("how many");
     assert!(cases > 180, "{last}");
-    // No session was ended by the gateway.
+    // No session was ended by the gateway: a Query amid the data loses the server itself.
     gateway.wait_for(7, "session.close");
     let outcomes: Vec<String> = gateway
         .events()
         .named("session.close")
         .map(|close| close.text("outcome"))
         .collect();
-    assert_eq!(outcomes, ["closed"; 7], "{outcomes:?}");
+    let mut expected = ["error"; 7];
+    expected[6] = "closed";
+    assert_eq!(outcomes, expected, "{outcomes:?}");
 }
 
 fn psql_script(gateway: &Gateway, script: &str) -> Ended {

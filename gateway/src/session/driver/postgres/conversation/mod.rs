@@ -73,19 +73,27 @@ impl Portal {
     }
 }
 
+/// A statement that a portal may stand for.
+#[derive(Debug)]
+pub struct Alternative {
+    pub meaning: Arc<Meaning>,
+    /// What it runs by name.
+    pub runs: Runs,
+    /// Its parameters; absent where SQL has made the portal.
+    pub bound: Option<Arc<Bound>>,
+}
+
 /// What is to be executed through a portal.
 #[derive(Debug)]
 pub struct Execution {
     portal: Name,
     portals: Vec<Arc<Portal>>,
-    /// What may run, with what each of these runs by name. Nearly always one.
-    pub alternatives: Vec<(Arc<Meaning>, Runs)>,
+    /// What may run. Nearly always one.
+    pub alternatives: Vec<Alternative>,
     /// It may also be a statement that code made, of which nothing is known.
     pub unknown: bool,
-    /// Absent where SQL has made the portal.
+    /// As evidence shows them; absent where SQL has made the portal.
     pub bound: Option<Arc<Bound>>,
-    /// It may be one of several portals, each with parameters of its own.
-    pub uncertain: bool,
 }
 
 impl Execution {

@@ -4,11 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use super::names::{Change, MOST_POSSIBILITIES, Possible};
 use super::pending::{Operation, Pending, Results};
-use super::{Conversation, Execution, Portal, known_as};
+use super::{Alternative, Conversation, Execution, Portal, known_as};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
 use crate::protocol::postgres::frontend::Object;
-use crate::session::decide::{Allowed, Meaning, Runs};
+use crate::session::decide::{Allowed, Meaning};
 use crate::session::driver::postgres::bound::{Bound, Keeping};
 use crate::session::record::Outcome;
 
@@ -163,7 +163,7 @@ impl Conversation {
         let portal = known_as(portal);
         let now = self.sent(0, true);
         let Possible { known, mut unknown } = self.portals.lookup(&portal, &now);
-        let mut alternatives: Vec<(Arc<Meaning>, Runs)> = Vec::with_capacity(known.len());
+        let mut alternatives = Vec::with_capacity(known.len());
         for it in &known {
             unknown |= it.meanings.unknown;
             for meaning in &it.meanings.known {
@@ -171,7 +171,11 @@ impl Conversation {
                 if let Some(ran) = it.ran.get() {
                     runs.add_all(ran);
                 }
-                alternatives.push((Arc::clone(meaning), runs));
+                alternatives.push(Alternative {
+                    meaning: Arc::clone(meaning),
+                    runs,
+                    bound: it.bound.clone(),
+                });
             }
         }
         Execution {
@@ -179,7 +183,6 @@ impl Conversation {
             alternatives,
             unknown,
             bound: known.first().and_then(|it| it.bound.clone()),
-            uncertain: known.len() > 1,
             portals: known,
         }
     }
@@ -193,7 +196,7 @@ impl Conversation {
         let stmt = operation.as_ref().map_or(self.next_stmt, |it| it.stmt);
         let sent = self.sent(0, true);
         let sure = execution.alternatives.len() == 1 && !execution.unknown;
-        for (meaning, runs) in &execution.alternatives {
+        for Alternative { meaning, runs, .. } in &execution.alternatives {
             self.note(meaning, runs, &sent, sure);
             if !runs.is_nothing() {
                 for portal in &execution.portals {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use super::Conversation;
+use super::{Alternative, Conversation};
 use crate::audit::event::StatementOutcome::{self, Error, Ok as Done, Skipped, Suspended};
 use crate::policy::Denial;
 use crate::protocol::postgres::{Decoder, Frame, Message, ProtocolError, Sender, decode};
@@ -130,7 +130,7 @@ fn shown(runs: &Runs) -> String {
 /// What an Execute of the portal would run.
 fn runs(conversation: &Conversation, portal: &[u8]) -> String {
     let execution = conversation.execution(portal);
-    let one = |(meaning, runs): &(Arc<Meaning>, Runs)| match runs.is_nothing() {
+    let one = |Alternative { meaning, runs, .. }: &Alternative| match runs.is_nothing() {
         true => meaning.shown().to_owned(),
         false => format!("{} -> {}", meaning.shown(), shown(runs)),
     };

@@ -16,7 +16,7 @@ use crate::session::decide::{
 };
 use crate::session::driver::postgres::bound::{self, Bound};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
-use crate::session::driver::postgres::conversation::{Data, Execution, Synced};
+use crate::session::driver::postgres::conversation::{Alternative, Data, Execution, Synced};
 use crate::session::driver::postgres::replication;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
@@ -284,12 +284,14 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             false => self.renewed().await?,
         };
         let mut allowed = Vec::with_capacity(1);
-        let parameters = match execution.bound.as_deref() {
-            Some(_) if execution.uncertain && self.judge.policies.looks_at_parameters() => None,
-            Some(bound) => self.facts_of(bound),
-            None => Some(&[][..]),
-        };
-        for (meaning, runs) in &execution.alternatives {
+        for Alternative {
+            meaning,
+            runs,
+            bound,
+        } in &execution.alternatives
+        {
+            let parameters = bound.as_deref();
+            let parameters = parameters.map_or(Some(&[][..]), |bound| self.facts_of(bound));
             let derived = catalogue.derived();
             match self.judge.rule_again(meaning, runs, derived, parameters) {
                 Ruling::Allowed(one) => allowed.push(one),
@@ -299,7 +301,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         if execution.unknown {
             match self
                 .judge
-                .rule_unknown(portal_shown(execution.portal()), parameters)
+                .rule_unknown(portal_shown(execution.portal()), self.facts_of_nobody())
             {
                 Ruling::Allowed(one) => allowed.push(one),
                 denied @ Ruling::Denied(_) => return Ok(denied),
@@ -318,6 +320,11 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             true => bound.facts(),
             false => Some(&[]),
         }
+    }
+
+    /// The same for a portal of which nothing is known.
+    fn facts_of_nobody(&self) -> Option<&'static [String]> {
+        (!self.judge.policies.looks_at_parameters()).then_some(&[])
     }
 
     /// A portal that may not exist is asked for first: if it does not, the server's own error says so.
@@ -665,7 +672,7 @@ fn knows_all(catalogue: &Catalogue, execution: &Execution) -> bool {
     let mut run = execution
         .alternatives
         .iter()
-        .flat_map(|(meaning, runs)| runs.statements.iter().chain([meaning]));
+        .flat_map(|it| it.runs.statements.iter().chain([&it.meaning]));
     run.all(|meaning| meaning.tables().all(|table| catalogue.knows(table)))
 }
 

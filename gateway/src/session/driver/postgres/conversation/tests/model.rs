@@ -383,7 +383,7 @@ impl Play {
         let execution = self.it.execution(portal.as_bytes());
         let (number, skipped) = self.it.execute(&execution, &allowed(1));
         self.ended(&skipped);
-        for (meaning, runs) in &execution.alternatives {
+        for super::super::Alternative { meaning, runs, .. } in &execution.alternatives {
             self.says(number, meaning, runs);
         }
         if execution.unknown {
