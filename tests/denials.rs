@@ -41,6 +41,24 @@ fn a_drop_table_is_refused_with_advice_and_the_session_goes_on() {
     assert_eq!(closed.number("statements"), 2, "{closed}");
 }
 
+/// Nothing of the text runs, and the error says because of which of its statements.
+#[test]
+fn of_several_statements_the_denied_one_is_named() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    let text = "SELECT 1; DELETE FROM products WHERE id = 7; SELECT 2";
+    let seen = gateway.psql([text]).fails();
+    let seen =
+        seen.complains("It is statement 2 of 3, and none of them has run: DELETE FROM products");
+    assert_eq!(seen.text(), "", "{seen}");
+    let denied = gateway.event("deny");
+    assert_eq!(
+        denied.text("statement"),
+        "DELETE FROM products WHERE id = 7",
+        "{denied}"
+    );
+}
+
 #[test]
 fn every_kind_of_write_is_refused() {
     let server = Postgres::start();

@@ -2,11 +2,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use super::between::{Fake, NAME, fatal};
 use super::{COUNT_PRODUCTS, error_at_the_start, refused};
 use crate::harness::gateway::psql_words;
-use crate::harness::program::run;
+use crate::harness::program::{eventually, run};
 use crate::harness::{Authority, Gateway, Postgres, Setup};
 
 #[test]
@@ -93,7 +94,11 @@ fn a_refused_login_is_not_tried_elsewhere() {
         ))
         .hosts("127.0.0.1 db.internal\n::1 db.internal\n")
         .start();
-    gateway.psql([COUNT_PRODUCTS]).fails().complains("FATAL");
+    // With TLS, libpq would try again without.
+    let address = format!("{} sslmode=disable", gateway.address("127.0.0.1"));
+    let words = psql_words(&address, [COUNT_PRODUCTS]);
+    let asked = run(gateway.agent_command(words));
+    asked.fails().complains("FATAL");
     let refusals = server
         .log()
         .matches("password authentication failed")
@@ -218,20 +223,22 @@ fn both_sockets_are_kept_alive() {
         format!("dport = :{}", server.port()),
         format!("sport = :{}", gateway.port()),
     ] {
-        let mut ss = Command::new("ss");
-        ss.args(["-t", "-n", "-o", "-p", "-H", "state", "established"])
-            .arg(&filter);
-        let sockets = run(ss).succeeds();
         let of_the_gateway = format!("pid={},", gateway.pid());
-        let kept = sockets
-            .lines()
-            .into_iter()
-            .filter(|line| line.contains(&of_the_gateway))
-            .all(|line| line.contains("timer:(keepalive,1min"));
-        assert!(
-            kept && sockets.text().contains(&of_the_gateway),
-            "{filter}: {sockets}"
-        );
+        // Right after something was sent another timer runs.
+        eventually(&filter, Duration::from_secs(10), || {
+            let mut ss = Command::new("ss");
+            ss.args(["-t", "-n", "-o", "-p", "-H", "state", "established"])
+                .arg(&filter);
+            let sockets = run(ss).succeeds();
+            let mut own = sockets.lines().into_iter();
+            let mut own = own
+                .by_ref()
+                .filter(|line| line.contains(&of_the_gateway))
+                .peekable();
+            own.peek()?;
+            own.all(|line| line.contains("timer:(keepalive,1min"))
+                .then_some(())
+        });
     }
     held.close();
 }

@@ -111,7 +111,7 @@ impl Judge {
                 }
                 Err(denial) => {
                     return Ruling::Denied(Box::new(Denied {
-                        denial,
+                        denial: among(denial, index, analysed.statements.len(), &meaning.shown),
                         statement: meaning.shown.clone(),
                         evidence: analysed.evidence,
                     }));
@@ -277,6 +277,23 @@ fn undecided_parameters() -> Denial {
             .to_owned(),
         hint: "Send fewer and shorter parameters at once, and prepare statements through the driver.".to_owned(),
     }
+}
+
+/// How much of a statement's text an error repeats.
+const NAMED: usize = 200;
+
+/// Of several statements in one text, which one it is.
+fn among(mut denial: Denial, index: usize, count: usize, shown: &str) -> Denial {
+    if count > 1 {
+        let text: String = shown.chars().take(NAMED).collect();
+        let more = if text.len() < shown.len() { " …" } else { "" };
+        denial.detail = format!(
+            "{} It is statement {} of {count}, and none of them has run: {text}{more}",
+            denial.detail,
+            index + 1
+        );
+    }
+    denial
 }
 
 fn refused(denial: Denial, shown: &str) -> Ruling {
