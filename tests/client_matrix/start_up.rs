@@ -127,10 +127,10 @@ fn compare_tls(client: &str, explained: &[Explained], run: impl Fn(&Way, &Place)
 }
 
 /// PostgreSQL 15 with a certificate, who takes anybody with or without TLS.
-struct Server15(Postgres);
+pub struct Server15(Postgres);
 
 impl Server15 {
-    fn new(authority: &Authority) -> Server15 {
+    pub fn new(authority: &Authority) -> Server15 {
         let server = Postgres::with_tls(&authority.certificate_for(&HOSTS));
         let file = server.admin("SHOW hba_file");
         let rules = "local all all trust\nhost all all all trust\n";
