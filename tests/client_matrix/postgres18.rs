@@ -74,6 +74,11 @@ fn programs_at_a_server_18() {
     );
 }
 
+const VERSIONS: &[Explained] = &[(
+    "2.0",
+    "the refusal of a client from before 2003 is written as protocol 3 has it",
+)];
+
 #[test]
 #[ignore = "needs PostgreSQL 18: cargo xtask test clients"]
 fn protocol_versions() {
@@ -82,7 +87,7 @@ fn protocol_versions() {
     let through = || Way::through(Box::new(Server18::without_tls()));
     compare_both(
         "protocol versions, server 18",
-        &[],
+        VERSIONS,
         [Box::new(direct), Box::new(through)],
         |way, place| {
             let script = place.file("versions.py", include_str!("../clients/versions.py"));
@@ -152,7 +157,7 @@ fn programs(way: &Way, place: &Place) -> Run {
         run.extend(named.map(|(name, test)| (format!("{kind}: {name}"), test)));
     };
     add("Ctrl-C", interrupted(way, place, &program("psql")));
-    add("pgbench", pgbench(way, place, &program("pgbench"), 50));
+    add("pgbench", pgbench(way, place, &program("pgbench"), 20));
     let dump = format!("{} --restrict-key=sluice --schema-only", program("pg_dump"));
     let ended = way.run(&["sh", "-c", &dump]);
     let passed = ended.status.success() && ended.text().contains("pgbench_accounts");

@@ -6,7 +6,7 @@
 
 use std::fs;
 
-use super::sheet::{Run, Test, compare_ways, of_lines};
+use super::sheet::{Explained, Run, Test, compare_ways, of_lines};
 use super::way::{Place, Server, Way};
 use crate::harness::npm::Modules;
 use crate::harness::python::Environment;
@@ -24,9 +24,15 @@ const MODES: [&str; 6] = [
     "verify-full",
 ];
 
+/// What the gateway cannot know.
+const DRIVERS: &[Explained] = &[(
+    "psycopg without SNI, localhost",
+    "a client that sends no name, and did not ask the gateway's resolver for it, is known by the address it dialled",
+)];
+
 #[test]
 fn psql_with_each_sslmode() {
-    compare_tls("psql, sslmode", |way, _| {
+    compare_tls("psql, sslmode", &[], |way, _| {
         let mut run = Run::new();
         for host in HOSTS {
             for mode in MODES {
@@ -54,7 +60,7 @@ fn psql_with_each_sslmode() {
 
 #[test]
 fn drivers_with_each_sslmode() {
-    compare_tls("drivers, sslmode", |way, place| {
+    compare_tls("drivers, sslmode", DRIVERS, |way, place| {
         let python = Environment::Drivers.copy_into(place.path());
         let python = python.display().to_string();
         let script = place.file("tls.py", include_str!("../clients/tls.py"));
@@ -81,7 +87,7 @@ fn drivers_with_each_sslmode() {
 #[test]
 fn stuffed_bytes_are_refused() {
     let served = ["nothing stuffed, no encryption asked for"];
-    compare_tls("stuffed bytes", |way, place| {
+    compare_tls("stuffed bytes", &[], |way, place| {
         let run = stuffed(way, place);
         for (case, test) in &run {
             let plain = served.contains(&case.as_str()) || case.starts_with("nothing stuffed");
@@ -104,7 +110,7 @@ pub fn stuffed(way: &Way, place: &Place) -> Run {
 
 /// Both ways lead to servers that take TLS and do without it.
 #[track_caller]
-fn compare_tls(client: &str, run: impl Fn(&Way, &Place) -> Run) {
+fn compare_tls(client: &str, explained: &[Explained], run: impl Fn(&Way, &Place) -> Run) {
     let authority = Authority::new();
     let trusted = scratch::folder("trusted");
     let pem = trusted.path().join("authority.pem");
@@ -117,14 +123,14 @@ fn compare_tls(client: &str, run: impl Fn(&Way, &Place) -> Run) {
     };
     let through = || Way::through(Box::new(server()));
     let ways: [Box<dyn FnOnce() -> Way>; 2] = [Box::new(direct), Box::new(through)];
-    compare_ways(client, &[], ways, run);
+    compare_ways(client, explained, ways, run);
 }
 
 /// PostgreSQL 15 with a certificate, who takes anybody with or without TLS.
-struct Server15(Postgres);
+pub struct Server15(Postgres);
 
 impl Server15 {
-    fn new(authority: &Authority) -> Server15 {
+    pub fn new(authority: &Authority) -> Server15 {
         let server = Postgres::with_tls(&authority.certificate_for(&HOSTS));
         let file = server.admin("SHOW hba_file");
         let rules = "local all all trust\nhost all all all trust\n";

@@ -2,20 +2,26 @@
 
 use std::process::Command;
 
-use super::sheet::{Explained, Run, Test, compare};
+use super::sheet::{Explained, Run, Test, compare, compare_ways};
+use super::start_up::Server15;
 use super::way::{Place, Way};
+use crate::harness::Authority;
 use crate::harness::program::run;
 use crate::harness::python::Environment;
 
 const PG8000: &[Explained] = &[];
 
-const SQLALCHEMY: &[Explained] = &[];
-
 #[test]
 #[ignore = "needs pg8000's sources: cargo xtask test clients"]
 fn pg8000() {
     super::crates::fetched();
-    compare("pg8000", PG8000, |way, place| {
+    // Toward an agent the gateway has TLS: the server must, too.
+    let authority = Authority::new();
+    let server = || Box::new(Server15::new(&authority));
+    let direct = || Way::to(server());
+    let through = || Way::through(server());
+    let ways: [Box<dyn FnOnce() -> Way>; 2] = [Box::new(direct), Box::new(through)];
+    compare_ways("pg8000", PG8000, ways, |way, place| {
         let python = Environment::Suites.copy_into(place.path());
         let sources = place.path().join("pg8000");
         if !sources.exists() {
@@ -50,7 +56,7 @@ fn pg8000() {
 #[ignore = "needs SQLAlchemy: cargo xtask test clients"]
 fn sqlalchemy() {
     super::crates::fetched();
-    compare("SQLAlchemy", SQLALCHEMY, |way, place| {
+    compare("SQLAlchemy", &[], |way, place| {
         let python = Environment::Suites.copy_into(place.path());
         let folder = suite_of_dialects(place);
         way.admin("CREATE SCHEMA test_schema; CREATE SCHEMA test_schema_2");

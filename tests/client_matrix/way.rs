@@ -56,8 +56,19 @@ impl Way {
             .policy("allow-all")
             .max_sessions(300)
             .as_superuser_of_any_database();
+        let mut gateway = setup.install();
+        // A name that clients dial has to be the target's, to be in its certificate.
+        let (address, name) = (
+            format!("\"[::1]:{}\"", server.port()),
+            format!("\"localhost:{}\"", server.port()),
+        );
+        gateway.edit("etc/sluice/sluice.toml", |text| {
+            text.replace(&address, &format!("{address}, {name}"))
+        });
+        gateway.sluice(["guard", "load"]).succeeds();
+        gateway.start();
         Way {
-            gateway: Some(setup.start()),
+            gateway: Some(gateway),
             ..Way::to(server)
         }
     }

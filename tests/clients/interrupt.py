@@ -18,7 +18,7 @@ PATIENCE = 60
 CASES = {
     "a sleep": ([], "SELECT pg_sleep(90);", "pg_sleep(90)", [CANCELLED], "=#"),
     "in a transaction": (["BEGIN;"], "SELECT pg_sleep(90);", "pg_sleep(90)", [CANCELLED], "=!#"),
-    "the second of several": ([], r"SELECT 'first' \; SELECT pg_sleep(90) \; SELECT 'third';", "pg_sleep(90)", [CANCELLED], "=#"),
+    "the second of several": ([], r"SELECT 'first' \; SELECT pg_sleep(90) \; SELECT 'third';", "pg_sleep(90)", [], "=#"),
     "rows without end": ([], "SELECT n, pg_sleep(0.001) FROM generate_series(1, 1000000000) AS n;", "pg_sleep(0.001)", [CANCELLED], "=#"),
     "a copy without end": ([r"\o /dev/null"], "COPY (SELECT generate_series(1, 1000000000)) TO STDOUT;", "COPY", [CANCELLED], "=#"),
     "a copy from the terminal": (["CREATE TEMP TABLE t (a int);"], "COPY t FROM STDIN;", None, ["COPY from stdin failed"], "=#"),
@@ -38,9 +38,9 @@ class Terminal:
     def send(self, text):
         os.write(self.fd, text.encode())
 
-    def expect(self, text):
+    def expect(self, text, patience=PATIENCE):
         """Reads on until the text has come, and forgets what came before it."""
-        end = time.monotonic() + PATIENCE
+        end = time.monotonic() + patience
         while text not in self.seen:
             ready, _, _ = select.select([self.fd], [], [], max(0, end - time.monotonic()))
             if not ready:
@@ -48,6 +48,19 @@ class Terminal:
             self.seen += os.read(self.fd, 65536).decode(errors="replace")
         self.seen = self.seen.split(text, 1)[1]
         return text
+
+    def press_until(self, text):
+        """Ctrl-C; again if nothing comes of it, because psql does not listen between its prompt and the input."""
+        for _ in range(20):
+            self.send("\x03")
+            if text is None:
+                return
+            try:
+                self.expect(text, 3)
+                return
+            except TimeoutError:
+                pass
+        raise TimeoutError(f"no {text!r} however often Ctrl-C was pressed")
 
     def line(self, text):
         self.expect("# ")
@@ -79,11 +92,12 @@ def case(before, statement, part, expected, prompt):
             terminal.expect(">> ")
     else:
         terminal.expect("# ")
-    terminal.send("\x03")
+    terminal.press_until("Cancel request sent" if part else None if statement else prompt)
     if part:
-        seen.append(terminal.expect("Cancel request sent"))
+        seen.append("cancelled by psql")
     seen += [terminal.expect(text) for text in expected]
-    seen.append(terminal.expect(prompt))
+    if statement:
+        seen.append(terminal.expect(prompt))
     terminal.send(r"\o" + "\n")
     terminal.send("ROLLBACK;\n")
     terminal.expect("ROLLBACK")

@@ -12,10 +12,10 @@ import psycopg
 HOST, PORT = sys.argv[1:3]
 
 CASES = {
-    "as ever": {},
-    "3.0": {"max_protocol_version": "3.0"},
-    "3.2": {"min_protocol_version": "3.2", "max_protocol_version": "3.2"},
-    "the latest": {"max_protocol_version": "latest"},
+    "as ever": {"sslmode": "disable"},
+    "3.0": {"sslmode": "disable", "max_protocol_version": "3.0"},
+    "3.2": {"sslmode": "disable", "min_protocol_version": "3.2", "max_protocol_version": "3.2"},
+    "the latest": {"sslmode": "disable", "max_protocol_version": "latest"},
 }
 if "tls" in sys.argv:
     CASES |= {

@@ -37,7 +37,10 @@ class Session:
 
     def message(self):
         kind = self.read(1)
-        return kind, self.read(struct.unpack("!I", self.read(4))[0] - 4)
+        length = struct.unpack("!I", self.read(4))[0]
+        if length > 1 << 24:
+            raise EOFError("a message of protocol 2 has no length")
+        return kind, self.read(length - 4)
 
     def until_ready(self):
         """What came, each run of one kind once; the parameters are another test's."""
@@ -59,8 +62,8 @@ class Session:
                     return [*seen, f"Z {body.decode()}"]
                 elif not seen or seen[-1] != kind.decode():
                     seen.append(kind.decode())
-        except EOFError:
-            return [*seen, "closed"]
+        except EOFError as error:
+            return [*seen, str(error) or "closed"]
 
     def query(self, text):
         body = text.encode() + b"\0"

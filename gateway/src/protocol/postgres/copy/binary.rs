@@ -2,7 +2,7 @@
 
 use bytes::{Buf, BufMut, BytesMut};
 
-use super::CopyError;
+use super::{CopyError, Edit};
 
 pub(super) const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 
@@ -48,7 +48,7 @@ impl Rows {
         held: &mut BytesMut,
         width: usize,
         out: &mut BytesMut,
-        edit: &mut dyn FnMut(usize, &[u8]) -> Option<Option<Vec<u8>>>,
+        edit: Edit<'_>,
     ) -> Result<u64, CopyError> {
         let mut rows = 0;
         while held.len() >= self.needed {
@@ -134,12 +134,7 @@ fn find(held: &[u8], width: usize) -> Result<Found, CopyError> {
     })
 }
 
-fn rewrite(
-    row: &[u8],
-    width: usize,
-    out: &mut BytesMut,
-    edit: &mut dyn FnMut(usize, &[u8]) -> Option<Option<Vec<u8>>>,
-) {
+fn rewrite(row: &[u8], width: usize, out: &mut BytesMut, edit: Edit<'_>) {
     let mut rest = row;
     out.extend_from_slice(rest.get(..2).unwrap_or_default());
     rest.advance(rest.len().min(2));

@@ -18,6 +18,9 @@ pub use blank::Blanker;
 /// The longest row that is held back to be masked.
 pub const LONGEST_ROW: usize = 16 << 20;
 
+/// What to do with a value: gets the number of its column and its bytes. `None` leaves it, `Some(None)` makes it NULL.
+pub type Edit<'a> = &'a mut dyn FnMut(usize, &[u8]) -> Option<Option<Vec<u8>>>;
+
 /// How the data is written; the options of the statement.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Format {
@@ -190,9 +193,7 @@ impl Rewriter {
         self.rows
     }
 
-    /// Takes a piece of data and writes to `out` what is whole of it. `edit` gets the number of a column and
-    /// a value that is not NULL, and returns `None` to leave it, or what stands in its place: `Some(None)`
-    /// is NULL.
+    /// Takes a piece of data and writes to `out` what is whole of it. `edit` is asked about every value that is not NULL.
     ///
     /// # Errors
     /// Data that does not fit the statement, of which nothing may be delivered.
@@ -200,7 +201,7 @@ impl Rewriter {
         &mut self,
         data: &[u8],
         out: &mut BytesMut,
-        edit: &mut dyn FnMut(usize, &[u8]) -> Option<Option<Vec<u8>>>,
+        edit: Edit<'_>,
     ) -> Result<(), CopyError> {
         self.held.extend_from_slice(data);
         match &mut self.shape {
@@ -230,11 +231,7 @@ impl Rewriter {
         }
     }
 
-    fn lines(
-        &mut self,
-        out: &mut BytesMut,
-        edit: &mut dyn FnMut(usize, &[u8]) -> Option<Option<Vec<u8>>>,
-    ) -> Result<(), CopyError> {
+    fn lines(&mut self, out: &mut BytesMut, edit: Edit<'_>) -> Result<(), CopyError> {
         let Shape::Lines {
             lexer,
             ends,
@@ -278,13 +275,7 @@ impl Rewriter {
 }
 
 /// One row, its end of line included; `ends` is where its values end.
-fn rewrite(
-    format: &Format,
-    row: &[u8],
-    ends: &[usize],
-    out: &mut BytesMut,
-    edit: &mut dyn FnMut(usize, &[u8]) -> Option<Option<Vec<u8>>>,
-) {
+fn rewrite(format: &Format, row: &[u8], ends: &[usize], out: &mut BytesMut, edit: Edit<'_>) {
     let mut start = 0;
     for (column, end) in ends.iter().enumerate() {
         let raw = row.get(start..*end).unwrap_or_default();

@@ -160,13 +160,14 @@ fn what_is_not_accepted_is_not_answered() {
         verified: false,
         end_point: None,
     };
-    let rows: [(
-        &str,
-        Option<&[LoginMethod]>,
-        &Channel,
-        &Authentication<'_>,
+    type Row<'a> = (
+        &'a str,
+        Option<&'a [LoginMethod]>,
+        &'a Channel,
+        &'a Authentication<'a>,
         bool,
-    ); 14] = [
+    );
+    let rows: [Row<'_>; 14] = [
         ("default, scram", None, &Channel::Plain, &scram, true),
         ("default, md5", None, &Channel::Plain, &md5, true),
         ("default, nothing", None, &Channel::Plain, &nothing, true),
