@@ -71,7 +71,12 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
             let end_point = leaf.map(|leaf| leaf.end_point);
             session(opening, &startup, stream, buffer, end_point, gateway).await;
         }
-        Greeting::Cancel { pid, key } => opening.cancel(pid, &key, gateway).await,
+        Greeting::Cancel { pid, key } => {
+            opening.cancel(pid, &key, gateway).await;
+            // libpq takes a TLS connection that ends without close_notify for a failed cancel.
+            let mut stream = stream;
+            let _ = tokio::time::timeout(watch::GOODBYE, stream.shutdown()).await;
+        }
         Greeting::Nothing => match leaf {
             None => opening.silent(gateway),
             Some(leaf) => opening.deny(Stage::Protocol, &left_after_tls(&leaf.names), gateway),
