@@ -21,7 +21,7 @@ const CARDS: [&str; 5] = [
 fn every_form_is_the_servers_byte_for_byte() {
     let server = Postgres::asking_for(Authentication::Trust);
     let gateway = Setup::in_front_of(&server)
-        .as_superuser_of_any_database()
+        .with_superuser_of_any_database()
         .policy("allow-all")
         .start();
     let script = Script::plain(&gateway, "copy.py", include_str!("clients/copy.py"));
@@ -266,7 +266,7 @@ fn files_and_programs_are_facts_of_their_own() {
     }
 
     let mut gateway = Setup::in_front_of(&server)
-        .as_superuser_of_any_database()
+        .with_superuser_of_any_database()
         .install();
     gateway.write_policy(
         "exports",

@@ -85,7 +85,7 @@ fn messages_by_hand() {
 /// Without masks nothing is asked or rewritten beside the denials.
 #[test]
 fn messages_by_hand_where_nothing_is_masked() {
-    let site = Site::new(Setup::as_superuser_of_any_database);
+    let site = Site::new(Setup::with_superuser_of_any_database);
     let script = by_hand(
         &site.gateway,
         "deny_wire.py",

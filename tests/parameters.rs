@@ -141,7 +141,7 @@ fn card_numbers_are_withheld_where_nothing_is_masked() {
     let server = Postgres::asking_for(Authentication::Trust);
     let gateway = Setup::in_front_of(&server)
         .policy("allow-all")
-        .as_superuser_of_any_database()
+        .with_superuser_of_any_database()
         .start();
     let seen = sends_secrets(&server, &gateway);
     let value = |of_type: &str, value: &str| serde_json::json!({"type": of_type, "value": value});

@@ -28,7 +28,10 @@ const DEADLINE: Duration = Duration::from_secs(480);
 /// How a client reaches the server.
 enum Way {
     Directly(Postgres),
-    ThroughGateway { server: Postgres, gateway: Gateway },
+    ThroughGateway {
+        server: Postgres,
+        gateway: Box<Gateway>,
+    },
 }
 
 /// What one run of a suite left: by test, how it ended and the files that hold what was seen.
@@ -253,7 +256,8 @@ impl Way {
         let setup = Setup::in_front_of(&server)
             .policy("allow-all")
             .max_sessions(300);
-        let gateway = setup.as_superuser_of_any_database().start();
+        let gateway = setup.with_superuser_of_any_database().start();
+        let gateway = Box::new(gateway);
         Way::ThroughGateway { server, gateway }
     }
 

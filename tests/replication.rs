@@ -11,7 +11,7 @@ const ALLOWED: &str = "replication = true\n";
 
 fn allowing(server: &Postgres, policy: &'static str) -> Gateway {
     Setup::in_front_of(server)
-        .as_superuser_of_any_database()
+        .with_superuser_of_any_database()
         .policy(policy)
         .adding(ALLOWED)
         .start()
@@ -49,7 +49,7 @@ fn every_spelling_is_refused_where_the_target_does_not_allow_it() {
     let server = Postgres::with_logical_log();
     for gateway in [
         Setup::in_front_of(&server)
-            .as_superuser_of_any_database()
+            .with_superuser_of_any_database()
             .policy("allow-all")
             .start(),
         // The target allows it, the policy does not.
@@ -244,7 +244,7 @@ fn changes_are_decoded_and_sql_is_decided() {
 
     // A policy that lets it connect, and read.
     let mut gateway = Setup::in_front_of(&server)
-        .as_superuser_of_any_database()
+        .with_superuser_of_any_database()
         .adding(ALLOWED)
         .install();
     gateway.write_policy(

@@ -303,7 +303,7 @@ fn single_values_of_200_mb_pass_in() {
 
 #[test]
 fn what_passes_in_pieces_is_on_record() {
-    let both = Both::with(Setup::as_superuser_of_any_database);
+    let both = Both::with(Setup::with_superuser_of_any_database);
     both.the_same(&["value_in", "1000000"]);
     both.the_same(&["value_out", "1000000"]);
     both.gateway.wait_for(2, "session.close");

@@ -131,7 +131,7 @@ SELECT 1;
 
 fn unmasked(server: &Postgres) -> Gateway {
     let setup = Setup::in_front_of(server).policy("allow-all");
-    setup.as_superuser_of_any_database().start()
+    setup.with_superuser_of_any_database().start()
 }
 
 #[track_caller]

@@ -55,7 +55,7 @@ impl Way {
         let setup = Setup::in_front_of_port(server.port())
             .policy("allow-all")
             .max_sessions(300)
-            .as_superuser_of_any_database();
+            .with_superuser_of_any_database();
         let mut gateway = setup.install();
         // A name that clients dial has to be the target's, to be in its certificate.
         let (address, name) = (

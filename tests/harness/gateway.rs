@@ -144,7 +144,7 @@ impl Setup {
     }
 
     /// Everything the server has: as its superuser, in every database, nothing masked.
-    pub fn as_superuser_of_any_database(mut self) -> Self {
+    pub fn with_superuser_of_any_database(mut self) -> Self {
         self.only = None;
         self.role = "postgres";
         self.masks.clear();
