@@ -17,6 +17,7 @@ mod dns;
 mod evidence;
 mod gateway_killed;
 mod handover;
+mod held_back;
 mod hostile_bytes;
 mod hostile_pipelines;
 mod intercept;

@@ -218,6 +218,9 @@ impl Judge {
             line.copying = copying;
             return Ok((line, listed));
         }
+        if runs.indirect && !self.target.masks.is_empty() {
+            return Err(held_rows());
+        }
         let mut rules = BTreeSet::new();
         let mut together = own.clone();
         for run in &runs.statements {
@@ -320,6 +323,16 @@ fn allowed(verdict: Verdict) -> Result<String, Denial> {
 fn while_running(mut denial: Denial, text: &str) -> Denial {
     denial.detail = format!("{} It runs: {text}", denial.detail);
     denial
+}
+
+fn held_rows() -> Denial {
+    Denial {
+        rule: "mask:held-rows".to_owned(),
+        message: "rows cannot be fetched from a portal that itself runs EXECUTE or FETCH".to_owned(),
+        detail: "Rule mask:held-rows: the portal may hold back rows of another statement than its name stands for now, and their masks would not be known."
+            .to_owned(),
+        hint: "Execute the portal itself, or fetch from the cursor itself.".to_owned(),
+    }
 }
 
 /// No policy permits what is unknown, and this is.

@@ -180,6 +180,9 @@ pub struct Runs {
     pub statements: Vec<Arc<Meaning>>,
     /// It may also be a statement that code made, of which nothing is known.
     pub unknown: bool,
+    /// It fetches from a portal that itself runs a name. The server describes the rows that such a portal
+    /// holds back as those of what bears that name now, so their masks cannot be known.
+    pub indirect: bool,
 }
 
 impl Runs {
@@ -198,6 +201,7 @@ impl Runs {
 
     pub fn add_all(&mut self, other: &Runs) {
         self.unknown |= other.unknown;
+        self.indirect |= other.indirect;
         for meaning in &other.statements {
             self.add(meaning);
         }
@@ -205,6 +209,7 @@ impl Runs {
 
     pub(super) fn same(&self, other: &Runs) -> bool {
         self.unknown == other.unknown
+            && self.indirect == other.indirect
             && self.statements.len() == other.statements.len()
             && self
                 .statements

@@ -49,6 +49,7 @@ impl Conversation {
         let runs = self.runs(meaning.naming(), &self.sent(0, true));
         Runs {
             unknown: false,
+            indirect: false,
             ..runs
         }
     }
@@ -91,6 +92,8 @@ impl Conversation {
                 for portal in &found.known {
                     runs.unknown |= portal.meanings.unknown;
                     for meaning in &portal.meanings.known {
+                        let naming = meaning.naming();
+                        runs.indirect |= matches!(naming, Naming::Execute(_) | Naming::Fetch(_));
                         self.follow_one(meaning, now, runs, deeper);
                     }
                     // It may hold back rows of what it ran first.
