@@ -74,3 +74,18 @@ fn a_portal_that_runs_execute_is_not_begun_by_fetch() {
         ]
     );
 }
+
+/// A cursor WITH HOLD has its rows still, and says of which table they were.
+#[test]
+fn a_cursor_outlives_its_masked_table() {
+    let (_gateway, lines) = scene("dropped");
+    assert_eq!(
+        lines,
+        [
+            "C Z:I",
+            "T D:************1111 C Z:I",
+            "N C Z:I",
+            "T D:************5559 C Z:I",
+        ]
+    );
+}

@@ -22,6 +22,9 @@ use crate::sql::{Table, unambiguous};
 /// noticed within this time.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// Masked columns that are kept in mind, those of dropped tables among them.
+const MOST_REMEMBERED: usize = 1 << 20;
+
 /// What a target's catalogue says about its masked columns.
 #[derive(Debug, Default)]
 pub struct Catalogue {
@@ -96,6 +99,23 @@ impl Catalogue {
         &self.derived
     }
 
+    /// What was masked stays masked: a cursor WITH HOLD has the rows of a table that is gone, and still
+    /// names it as their origin.
+    fn remember(&mut self, before: &Catalogue) -> Result<(), CatalogueError> {
+        for (origin, column) in &before.columns {
+            self.columns
+                .entry(*origin)
+                .or_insert_with(|| column.clone());
+        }
+        self.derived_oids.extend(&before.derived_oids);
+        match self.columns.len().max(self.derived_oids.len()) > MOST_REMEMBERED {
+            true => Err(CatalogueError(format!(
+                "more than {MOST_REMEMBERED} columns and relations with masks have come and gone; restart the gateway to forget those that are gone"
+            ))),
+            false => Ok(()),
+        }
+    }
+
     fn mask_of(&self, masks: &[MaskRule], table: &Table, column: &str) -> Option<MaskedColumn> {
         let rule = masks.iter().find(|mask| {
             Some(&mask.schema) == table.schema.as_ref()
@@ -146,7 +166,9 @@ pub struct Function {
 #[derive(Debug, Default)]
 struct State {
     connection: Option<Connection>,
-    known: Option<(Instant, Arc<Catalogue>)>,
+    known: Option<Arc<Catalogue>>,
+    /// When it was asked; absent when it must be asked again.
+    asked: Option<Instant>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -168,21 +190,26 @@ impl Catalogues {
             return Ok(Arc::default());
         }
         let mut state = self.state.lock().await;
-        if let Some((at, catalogue)) = &state.known
-            && at.elapsed() < FRESH
+        if let (Some(asked), Some(catalogue)) = (state.asked, &state.known)
+            && asked.elapsed() < FRESH
         {
             return Ok(Arc::clone(catalogue));
         }
         let asked = Instant::now();
         let rows = self.ask(&mut state, &question(masks)).await?;
-        let catalogue = Arc::new(read(&rows, masks)?);
-        state.known = Some((asked, Arc::clone(&catalogue)));
+        let mut catalogue = read(&rows, masks)?;
+        if let Some(before) = &state.known {
+            catalogue.remember(before)?;
+        }
+        let catalogue = Arc::new(catalogue);
+        state.known = Some(Arc::clone(&catalogue));
+        state.asked = Some(asked);
         Ok(catalogue)
     }
 
     /// The catalogue as it is now.
     pub async fn renewed(&self) -> Result<Arc<Catalogue>, CatalogueError> {
-        self.state.lock().await.known = None;
+        self.state.lock().await.asked = None;
         self.current().await
     }
 
