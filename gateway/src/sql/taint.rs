@@ -111,6 +111,10 @@ impl<'m> Masked<'m> {
         self.columns_of(&var.schemaname, &var.relname)
     }
 
+    fn is_schema(self, name: &str) -> bool {
+        self.rules.iter().any(|rule| Self::same(&rule.schema, name))
+    }
+
     fn is_table(self, var: &pb::RangeVar) -> bool {
         !self.columns_of_var(var).is_empty()
     }

@@ -864,6 +864,35 @@ fn masked_columns() {
             "sql-in-text",
         ),
         ("SELECT * FROM dblink('', 'x') AS t (a text)", "sql-in-text"),
+        (
+            "CREATE OPERATOR !!! (FUNCTION = pg_catalog.ts_stat, RIGHTARG = text)",
+            "sql-in-text",
+        ),
+        (
+            "CREATE AGGREGATE a (text) (SFUNC = ts_rewrite, STYPE = tsquery)",
+            "sql-in-text",
+        ),
+        (
+            "CREATE CAST (text AS t) WITH FUNCTION \"ts_stat\" (text)",
+            "sql-in-text",
+        ),
+        (
+            "CREATE OPERATOR === (FUNCTION = texteq, LEFTARG = text, RIGHTARG = text)",
+            "none",
+        ),
+        ("ALTER SCHEMA public RENAME TO x", "definition"),
+        ("ALTER SCHEMA \"Public\" RENAME TO x", "definition"),
+        ("ALTER SCHEMA other RENAME TO x", "none"),
+        ("DO 'BEGIN ALTER SCHEMA public RENAME TO x; END'", "code"),
+        (
+            r#"DO $$ BEGIN RAISE '%', (SELECT U&"card\005fnumber" FROM U&"c\0075stomers"); END $$"#,
+            "code",
+        ),
+        (
+            "DO $$ BEGIN RAISE '%', (SELECT max(histogram_bounds::text) FROM pg_stats); END $$",
+            "code",
+        ),
+        ("DO $$ BEGIN PERFORM 1; END $$", "none"),
         ("SELEC card_number FROM customers", "unknown"),
     ];
     check(&table, mask);

@@ -35,6 +35,8 @@ const RUN_TEXT: &[&str] = &[
     "connectby",
     "xpath_table",
     "dblink",
+    "dblink_build_sql_insert",
+    "dblink_build_sql_update",
     "dblink_exec",
     "dblink_open",
     "dblink_send_query",
@@ -57,6 +59,9 @@ const STATISTICS: &[&str] = &[
     "pg_statistic",
     "pg_statistic_ext_data",
 ];
+
+/// Words with which a body says what cannot be found in its text: `U&"card\005fnumber"` is a column, too.
+const UNSEARCHABLE: &[&str] = &["execute", "u&\""];
 
 pub(super) fn look(statement: Ref<'_>, masked: Masked<'_>) -> Opaque {
     let mut opaque = Opaque {
@@ -82,6 +87,20 @@ impl Opaque {
                 }
             }
             Ref::FuncCall(it) if runs_text(it) => self.refuse(masked, Place::SqlInText),
+            // CREATE OPERATOR and CREATE AGGREGATE name the functions that they call like types.
+            Ref::DefineStmt(it) => self.defined_by(&it.definition, masked),
+            Ref::CreateCastStmt(it) => {
+                let names = it.func.iter().flat_map(|it| strings(&it.objname));
+                if names.last().is_some_and(is_run_text) {
+                    self.refuse(masked, Place::SqlInText);
+                }
+            }
+            // Under another schema's name its tables would be others to the rules.
+            Ref::RenameStmt(it) if it.rename_type() == pb::ObjectType::ObjectSchema => {
+                if masked.is_schema(&it.subname) {
+                    self.refuse(masked, Place::Definition);
+                }
+            }
             // (anything).card_number: what the composite value holds is not known.
             Ref::AIndirection(it) => {
                 let field = strings(&it.indirection)
@@ -105,8 +124,28 @@ impl Opaque {
         let _ = node.children(&mut |child| self.visit(child, masked));
     }
 
+    fn defined_by(&mut self, definition: &[pb::Node], masked: Masked<'_>) {
+        let values = definition
+            .iter()
+            .filter_map(inner)
+            .filter_map(|it| match it {
+                Ref::DefElem(it) => it.arg.as_deref().and_then(inner),
+                _ => None,
+            });
+        for value in values {
+            if let Ref::TypeName(name) = value
+                && strings(&name.names)
+                    .last()
+                    .copied()
+                    .is_some_and(is_run_text)
+            {
+                self.refuse(masked, Place::SqlInText);
+            }
+        }
+    }
+
     /// A body in another language is searched for the names of masked things; one that builds
-    /// statements at run time cannot be searched.
+    /// statements at run time, or spells names in escapes, cannot be searched.
     fn code(&mut self, options: &[pb::Node], masked: Masked<'_>) {
         for option in options.iter().filter_map(inner) {
             let Ref::DefElem(option) = option else {
@@ -123,12 +162,9 @@ impl Opaque {
                     .iter()
                     .any(|name| body.contains(&name.to_lowercase()))
             });
-            if named
-                || RUN_TEXT
-                    .iter()
-                    .chain(["execute"].iter())
-                    .any(|word| body.contains(word))
-            {
+            let mut opaque = RUN_TEXT.iter().chain(STATISTICS).chain(UNSEARCHABLE);
+            let renames_schema = ["schema", "rename"].iter().all(|word| body.contains(word));
+            if named || renames_schema || opaque.any(|word| body.contains(word)) {
                 self.refuse(masked, Place::Code);
             }
         }
@@ -138,7 +174,12 @@ impl Opaque {
 fn runs_text(it: &pb::FuncCall) -> bool {
     strings(&it.funcname)
         .last()
-        .is_some_and(|name| RUN_TEXT.contains(&name.to_lowercase().as_str()))
+        .copied()
+        .is_some_and(is_run_text)
+}
+
+fn is_run_text(function: &str) -> bool {
+    RUN_TEXT.contains(&function.to_lowercase().as_str())
 }
 
 fn collect_text(node: Option<&pb::Node>, text: &mut String) {
