@@ -79,6 +79,41 @@ fn views_and_children_of_a_masked_table_are_refused() {
     assert!(!seen.text().contains(CLEAR), "{seen}");
 }
 
+/// Nor do they come out by way of code: what it says is held against the catalogue, too.
+#[test]
+fn code_does_not_reach_views_and_children_of_a_masked_table() {
+    let server = Postgres::start();
+    server.admin(
+        "CREATE VIEW people AS SELECT id, card_number AS reference FROM customers;
+         CREATE TABLE vip (since date) INHERITS (customers);
+         INSERT INTO vip (id, name, email, card_number) VALUES (99, 'V', 'v@example.com', '4111111111111111');
+         ALTER TABLE vip OWNER TO shop_app;
+         GRANT SELECT ON ALL TABLES IN SCHEMA public TO PUBLIC",
+    );
+    let gateway = Setup::in_front_of(&server).policy("allow-all").start();
+    for statements in [
+        &[
+            "CREATE FUNCTION f() RETURNS SETOF text LANGUAGE sql AS 'SELECT reference FROM people'",
+            "SELECT f()",
+        ][..],
+        &[r"DO E'BEGIN RAISE NOTICE \'%\', (SELECT max(reference) FROM peo\160le); END'"],
+        &[
+            "BEGIN",
+            "DO 'BEGIN ALTER TABLE vip RENAME TO others; END'",
+            "SELECT upper(card_number) FROM others",
+        ],
+    ] {
+        let seen = gateway
+            .psql(
+                ["\\set VERBOSITY verbose"]
+                    .into_iter()
+                    .chain(statements.iter().copied()),
+            )
+            .complains("mask:derived");
+        assert!(!seen.text().contains(CLEAR), "{statements:?}: {seen}");
+    }
+}
+
 /// What is a second old is not in a catalogue that is two seconds old.
 #[test]
 fn a_view_made_behind_an_open_session_is_refused_too() {

@@ -62,6 +62,8 @@ pub struct Statement {
     /// Names taken from the row of a masked table: `c.name`, with the table as written.
     pub attributes: BTreeMap<Table, BTreeSet<String>>,
     pub disguises: Disguises,
+    /// The body of a code block or of a function that is made, in lower case.
+    pub code: Option<String>,
     pub naming: Naming,
     /// DECLARE … BINARY: its FETCHes deliver binary values whatever the client asks for.
     pub binary_cursor: bool,
@@ -91,6 +93,7 @@ impl Statement {
             known.extend(names.iter().cloned());
         }
         both.disguises.add(&other.disguises);
+        both.code = both.code.or_else(|| other.code.clone());
         both.binary_cursor |= other.binary_cursor;
         both.mask = match (both.mask, &other.mask) {
             (refused @ MaskUse::Refused { .. }, _) => refused,
@@ -460,6 +463,7 @@ fn facts_of(node: tree::Ref<'_>, text: &str, masks: &[MaskRule]) -> Statement {
         mask,
         attributes,
         disguises: gathered.disguises,
+        code: taint::code(node),
         naming: Naming::None,
         binary_cursor: gathered.binary_cursor,
         copy,
@@ -502,6 +506,7 @@ pub fn nothing() -> Statement {
         mask: MaskUse::None,
         attributes: BTreeMap::new(),
         disguises: Disguises::default(),
+        code: None,
         naming: Naming::None,
         binary_cursor: false,
         copy: None,

@@ -13,6 +13,8 @@
 mod definition;
 mod opaque;
 
+pub(super) use opaque::code;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use pg_query::protobuf as pb;

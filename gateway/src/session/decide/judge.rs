@@ -350,11 +350,13 @@ fn unknown_prepared(denial: Denial) -> Denial {
 }
 
 fn reads_derived(statement: &Statement, derived: &Derived) -> Option<Denial> {
-    let table = statement
-        .reads
-        .iter()
-        .chain(&statement.writes)
-        .find(|table| derived.relations.iter().any(|known| is_meant(table, known)))?;
+    let mut named = statement.reads.iter().chain(&statement.writes);
+    let named = named.find(|table| derived.relations.iter().any(|known| is_meant(table, known)));
+    let table = named.or_else(|| {
+        let code = statement.code.as_ref()?;
+        let mut relations = derived.relations.iter();
+        relations.find(|known| code.contains(&known.name.to_lowercase()))
+    })?;
     let name = &table.name;
     Some(Denial {
         rule: "mask:derived".to_owned(),

@@ -147,16 +147,7 @@ impl Opaque {
     /// A body in another language is searched for the names of masked things; one that builds
     /// statements at run time, or spells names in escapes, cannot be searched.
     fn code(&mut self, options: &[pb::Node], masked: Masked<'_>) {
-        for option in options.iter().filter_map(inner) {
-            let Ref::DefElem(option) = option else {
-                continue;
-            };
-            if option.defname != "as" {
-                continue;
-            }
-            let mut body = String::new();
-            collect_text(option.arg.as_deref(), &mut body);
-            let body = body.to_lowercase();
+        for body in bodies(options) {
             let named = masked.rules.iter().any(|rule| {
                 [&rule.column, &rule.table]
                     .iter()
@@ -180,6 +171,27 @@ fn runs_text(it: &pb::FuncCall) -> bool {
 
 fn is_run_text(function: &str) -> bool {
     RUN_TEXT.contains(&function.to_lowercase().as_str())
+}
+
+/// The body of the code that a statement runs or makes, in lower case. The catalogue tells which of the
+/// relations in it show masked columns under names of their own.
+pub(in crate::sql) fn code(statement: Ref<'_>) -> Option<String> {
+    match statement {
+        Ref::DoStmt(it) => bodies(&it.args).next(),
+        Ref::CreateFunctionStmt(it) => bodies(&it.options).next(),
+        _ => None,
+    }
+}
+
+fn bodies(options: &[pb::Node]) -> impl Iterator<Item = String> {
+    options.iter().filter_map(inner).filter_map(|option| {
+        let Ref::DefElem(option) = option else {
+            return None;
+        };
+        let mut body = String::new();
+        collect_text(option.arg.as_deref(), &mut body);
+        (option.defname == "as").then(|| body.to_lowercase())
+    })
 }
 
 fn collect_text(node: Option<&pb::Node>, text: &mut String) {
