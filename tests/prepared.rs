@@ -318,3 +318,46 @@ SELECT 'usable';
     let seen = seen.complains("ERROR:  42501:").complains("ERROR:  26000:");
     seen.prints("usable");
 }
+
+/// In UTF-8 each é has two bytes; read as LATIN1 they are two characters, of which the server cuts off those
+/// behind the 63rd byte: two names that differ here are one there.
+#[test]
+fn a_name_that_the_server_converts_is_not_known() {
+    let server = Postgres::asking_for(Authentication::Trust);
+    let gateway = Gateway::in_front_of(&server);
+    let port = server.port().to_string();
+    let script = Script::plain(&gateway, "names.py", include_str!("clients/held_back.py"));
+    let names = || {
+        let words = script.words(["127.0.0.1", &port, "renamed"]);
+        gateway.as_agent(words).succeeds().lines()
+    };
+    let closed = "3 1 Z:I";
+    assert_eq!(names(), ["1 Z:I", closed, "2 D:1 C Z:I", "T D:3 C Z:I"]);
+    server.admin("ALTER ROLE shop_app SET client_encoding = 'LATIN1'");
+    assert_eq!(names(), ["1 Z:I", closed, "2 E:42501 Z:I", "T D:3 C Z:I"]);
+    assert_eq!(gateway.event("deny").text("rule"), "sql:unknown-prepared");
+}
+
+/// In SJIS a byte that is a backslash in UTF-8 may be the second half of a character.
+#[test]
+fn a_role_with_an_unsafe_encoding_gets_no_session() {
+    let server = Postgres::start();
+    server.admin("ALTER ROLE shop_app SET client_encoding = 'SJIS'");
+    let gateway = Gateway::in_front_of(&server);
+    let address = gateway.address("127.0.0.1");
+    gateway
+        .as_agent([
+            "env",
+            "-u",
+            "PGCLIENTENCODING",
+            "psql",
+            "-X",
+            "-d",
+            &address,
+            "-c",
+            "SELECT 1",
+        ])
+        .fails()
+        .complains("target:encoding");
+    assert_eq!(gateway.event("deny").text("rule"), "target:encoding");
+}

@@ -158,4 +158,14 @@ def dropped():
     step(query("FETCH 1 FROM c"))
 
 
+def renamed():
+    """What closes one name closes another, in an encoding in which the server cuts both to the same."""
+    step = steps()
+    one, other = "\u00e9" * 30 + "1", "\u00e9" * 30 + "2"
+    step(parse(one, "SELECT 1"), SYNC)
+    step(close(b"S", other), parse(other, "SELECT 2"), SYNC)
+    step(bind("", one), execute(""), SYNC)
+    step(query("SELECT 3"))
+
+
 globals()[sys.argv[3]]()

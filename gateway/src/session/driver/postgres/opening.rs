@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use super::cancel::{Backend, Cancelled, Issued, KeyLength};
+use super::catalogue::Catalogue;
 use super::conversation::Conversation;
 use super::greeting::fatal;
 use super::open::Open;
@@ -214,6 +215,7 @@ impl Opening {
                 "Ask the operator to look at the gateway's log.",
             )
         })?;
+        let conversation = Self::conversation(&connection, catalogue)?;
         let recorder = self
             .record(&connection, &dial, &parameters, rule.clone(), gateway)
             .map_err(|error| {
@@ -234,13 +236,34 @@ impl Opening {
             connection,
             key,
             shared: Session {
-                conversation: Mutex::new(Conversation::new(catalogue)),
+                conversation: Mutex::new(conversation),
                 recorder: Arc::new(recorder),
                 answered: Notify::new(),
                 delivering: AtomicBool::new(false),
                 replication: parameters.replication.map(|_| rule),
             },
         })
+    }
+
+    /// A role may have settings of its own: what the target says of them at the login holds from the start.
+    fn conversation(
+        connection: &Connection,
+        catalogue: Arc<Catalogue>,
+    ) -> Result<Conversation, Refusal> {
+        let mut conversation = Conversation::new(catalogue);
+        for parameter in &connection.parameters {
+            conversation.parameter(parameter).map_err(|error| {
+                refusal(
+                    Stage::Upstream,
+                    "42501",
+                    "target:encoding",
+                    "statements cannot be read as the target would read them".to_owned(),
+                    format!("Rule target:encoding: {error}."),
+                    "Connect with client_encoding UTF8; or let the operator reset that of the database role.",
+                )
+            })?;
+        }
+        Ok(conversation)
     }
 
     fn permit_replication(&self, parameters: &parameters::Accepted) -> Result<(), Refusal> {

@@ -63,7 +63,7 @@ impl Conversation {
     }
 
     /// Settings that change how a statement's text is read.
-    fn parameter(&mut self, message: &Message) -> Result<(), ProtocolError> {
+    pub fn parameter(&mut self, message: &Message) -> Result<(), ProtocolError> {
         let (name, value) = backend::parameter_status(message)?;
         match name {
             b"standard_conforming_strings" if value != b"on" => self.strings_are_uncertain(),
@@ -71,6 +71,13 @@ impl Conversation {
                 return Err(ProtocolError::Refused(
                     "client_encoding must be UTF8 or another ASCII-safe encoding",
                 ));
+            }
+            // In UTF8 the gateway reads a text; SQL_ASCII says that nothing is converted.
+            b"client_encoding" if !matches!(value, b"UTF8" | b"SQL_ASCII") => {
+                self.names_are_converted();
+            }
+            b"server_encoding" if !matches!(value, b"UTF8" | b"SQL_ASCII") => {
+                self.names_are_converted();
             }
             _ => {}
         }

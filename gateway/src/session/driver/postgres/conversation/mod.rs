@@ -165,6 +165,12 @@ impl Conversation {
         self.strings = Strings::Uncertain;
     }
 
+    /// The same of names that are not ASCII.
+    pub fn names_are_converted(&mut self) {
+        self.statements.are_converted();
+        self.portals.are_converted();
+    }
+
     /// Whether the server still has to answer something.
     pub fn is_waiting(&self) -> bool {
         !self.pending.is_empty()

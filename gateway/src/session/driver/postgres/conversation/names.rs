@@ -106,7 +106,9 @@ pub(super) struct Names<T> {
     settled: HashMap<Name, Possible<T>>,
     moving: VecDeque<Moving<T>>,
     /// Code of the database has run, so that names may exist that no message has made.
-    strangers: Option<u64>,
+    strangers: Option<At>,
+    /// Names are not kept as they are sent: two of them that differ here may be one there, and one may be two.
+    converted: bool,
 }
 
 impl<T: Clone> Names<T> {
@@ -115,7 +117,13 @@ impl<T: Clone> Names<T> {
             settled: HashMap::new(),
             moving: VecDeque::new(),
             strangers: None,
+            converted: false,
         }
+    }
+
+    /// From here on, for good, the server has names in another encoding than the agent.
+    pub(super) fn are_converted(&mut self) {
+        self.converted = true;
     }
 
     /// What a name stands for when the next message is reached.
@@ -131,8 +139,14 @@ impl<T: Clone> Names<T> {
                     }
                 }
                 Change::PerhapsSet(known, it) if known == name => found.known.push(it.clone()),
-                Change::Remove(known) if known == name && certain => return found,
-                Change::RemoveAll if certain && !name.is_empty() => return found,
+                Change::Remove(known) if known == name && certain => {
+                    found.unknown |= self.strange_since(name, sent.at);
+                    return found;
+                }
+                Change::RemoveAll if certain && !name.is_empty() => {
+                    found.unknown |= self.strange_since(name, sent.at);
+                    return found;
+                }
                 // Code cannot reach the unnamed ones.
                 Change::Anything => found.unknown |= !name.is_empty(),
                 _ => {}
@@ -145,6 +159,7 @@ impl<T: Clone> Names<T> {
             }
             None => found.unknown |= found.known.is_empty() && self.may_be_strange(name),
         }
+        found.unknown |= self.converted && !name.is_ascii();
         if found.known.len() > MOST_POSSIBILITIES {
             found.unknown = true;
             found.known.truncate(MOST_POSSIBILITIES);
@@ -155,6 +170,11 @@ impl<T: Clone> Names<T> {
     /// What has another encoding in the server may be another name there.
     fn may_be_strange(&self, name: &[u8]) -> bool {
         !name.is_empty() && (self.strangers.is_some() || !name.is_ascii())
+    }
+
+    /// Whether code may have made a name again that was taken away.
+    fn strange_since(&self, name: &[u8], then: At) -> bool {
+        !name.is_empty() && self.strangers.is_some_and(|last| last > then)
     }
 
     /// What a name may stand for in the server now, as far as it has answered.
@@ -173,7 +193,7 @@ impl<T: Clone> Names<T> {
 
     /// A statement was sent that may run code of the database.
     pub(super) fn code_runs(&mut self, sent: &Sent) {
-        self.strangers = Some(sent.at.message);
+        self.strangers = Some(sent.at);
     }
 
     /// Takes back what was noted of a message that was not sent after all.
@@ -226,13 +246,13 @@ impl<T: Clone> Names<T> {
             Change::RemoveAll => {
                 self.settled.retain(|name, _| name.is_empty());
                 // Only what has run since can have made others.
-                self.strangers = self.strangers.filter(|last| *last > sent.at.message);
+                self.strangers = self.strangers.filter(|last| *last > sent.at);
             }
             Change::Anything => {
                 for (name, known) in &mut self.settled {
                     known.unknown |= !name.is_empty();
                 }
-                self.strangers = self.strangers.max(Some(sent.at.message));
+                self.strangers = self.strangers.max(Some(sent.at));
             }
         }
     }

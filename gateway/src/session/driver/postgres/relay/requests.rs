@@ -619,10 +619,12 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
 
     fn note_effects(&mut self, allowed: &Allowed) {
         self.schema_moves |= changes_schema(allowed);
-        // SET standard_conforming_strings is unknown too: what follows it is read before the server
-        // reports the change.
+        // SET standard_conforming_strings is unknown too, and SET client_encoding: what follows it is read
+        // before the server reports the change.
         if allowed.is_unknown() {
-            self.session.conversation().strings_are_uncertain();
+            let mut conversation = self.session.conversation();
+            conversation.strings_are_uncertain();
+            conversation.names_are_converted();
         }
     }
 

@@ -340,3 +340,21 @@ fn what_a_session_may_hold_is_bounded() {
     }
     assert!(it.is_overfull(), "many statements");
 }
+
+/// What code opens behind a CLOSE ALL of the same text is there still; before and after that is answered.
+#[test]
+fn what_code_makes_behind_close_all_is_not_known() {
+    let mut it = conversation();
+    for close in ["CLOSE ALL", "CLOSE c"] {
+        let text = format!("{close}; SELECT opens('c'); FETCH ALL FROM c");
+        assert_eq!(query(&mut it, &text)[2], "?", "{text}");
+        done(&mut it, &[3]);
+    }
+    query(&mut it, "CLOSE ALL; SELECT opens('c')");
+    done(&mut it, &[2]);
+    assert_eq!(query(&mut it, "FETCH ALL FROM c"), ["?"]);
+    done(&mut it, &[1]);
+    query(&mut it, "SELECT opens('c'); CLOSE ALL");
+    done(&mut it, &[2]);
+    assert_eq!(query(&mut it, "FETCH ALL FROM c"), [""]);
+}
