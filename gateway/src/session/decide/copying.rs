@@ -68,6 +68,23 @@ pub(super) fn copying(
     Ok((Some(Copying::Out(Some(Arc::new(plan)))), listed))
 }
 
+/// Whether it is a COPY … TO STDOUT.
+pub(super) fn sends_to_client(statement: &Statement) -> bool {
+    let copy = statement.copy.as_ref();
+    copy.is_some_and(|copy| copy.peer == Peer::Client && !copy.from)
+}
+
+/// EXECUTE runs a COPY that a Parse prepared: what its data is masked by was known of that alone.
+pub(super) fn by_name() -> Denial {
+    let rule = Place::Copy.rule();
+    Denial {
+        rule: rule.to_owned(),
+        message: "a prepared COPY cannot be run by EXECUTE where columns are masked".to_owned(),
+        detail: format!("Rule {rule}: its data could not be masked with certainty."),
+        hint: "Run the COPY itself, or bind and execute what was prepared.".to_owned(),
+    }
+}
+
 type Whole = (usize, Vec<(usize, MaskedColumn)>, Option<Listed>);
 
 fn whole(table: &Table, list_at: usize, derived: &Derived) -> Result<Whole, Denial> {

@@ -224,6 +224,9 @@ impl Judge {
         let mut rules = BTreeSet::new();
         let mut together = own.clone();
         for run in &runs.statements {
+            if !self.target.masks.is_empty() && copying::sends_to_client(&run.statement) {
+                return Err(copying::by_name());
+            }
             let both = own.running(&run.statement);
             let rule = allowed(self.statement(&both, derived, parameters))
                 .map_err(|denial| while_running(denial, &run.shown))?;
