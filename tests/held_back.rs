@@ -89,3 +89,33 @@ fn a_cursor_outlives_its_masked_table() {
         ]
     );
 }
+
+/// What it sends could not be masked: it is refused before it runs, and the session goes on.
+#[test]
+fn a_prepared_copy_is_not_run_by_execute() {
+    let (gateway, lines) = scene("copied");
+    assert_eq!(lines[..2], ["1 Z:I", "E:42501 Z:I"]);
+    assert!(lines[2].starts_with("2 H d"), "{lines:?}");
+    assert_eq!(gateway.event("deny").text("rule"), "mask:copy");
+}
+
+/// As one does that the server refuses.
+#[test]
+fn a_denied_parse_takes_the_unnamed_statement_away() {
+    let (_gateway, lines) = scene("unnamed");
+    assert_eq!(
+        lines,
+        [
+            "1 Z:I",
+            "E:42501 Z:I",
+            "E:26000 Z:I",
+            "C Z:T",
+            "E:42501 Z:E",
+            "E:25P02 Z:E",
+            "C Z:I",
+            "1 Z:I",
+            "E:26000 Z:I",
+            "2 D:2 C Z:I",
+        ]
+    );
+}

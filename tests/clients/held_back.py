@@ -168,4 +168,27 @@ def renamed():
     step(query("SELECT 3"))
 
 
+def copied():
+    """EXECUTE of a COPY that the protocol has prepared."""
+    step = steps()
+    step(parse("q", "COPY customers TO STDOUT"), SYNC)
+    step(query("EXECUTE q"))
+    step(bind("", "q"), execute(""), SYNC)
+
+
+def unnamed():
+    """A denied Parse takes the unnamed statement away."""
+    step = steps()
+    step(parse("", "SELECT 1"), SYNC)
+    step(parse("", "SELECT upper(card_number) FROM customers"), SYNC)
+    step(bind("", ""), execute(""), SYNC)
+    step(query("BEGIN"))
+    step(parse("", "SELECT upper(card_number) FROM customers"), bind("", ""), execute(""), SYNC)
+    step(parse("", "SELECT 1"), SYNC)
+    step(query("ROLLBACK"))
+    step(parse("", "SELECT 2"), SYNC)
+    step(bind("", "missing"), parse("", "SELECT upper(card_number) FROM customers"), SYNC)
+    step(bind("", ""), execute(""), SYNC)
+
+
 globals()[sys.argv[3]]()

@@ -108,6 +108,15 @@ impl Permit {
         permit
     }
 
+    /// In place of a denied Parse of the unnamed statement: one that cannot be parsed. It takes the earlier
+    /// unnamed statement away, as one does that the server itself refuses.
+    pub fn refused_parse(shown: &BytesMut) -> Self {
+        let mut permit = Self::shown_instead(shown);
+        let text = format!("sluice denied this statement {}", uuid::Uuid::new_v4());
+        permit.upstream.write(|out| encode::parse(out, b"", &text));
+        permit
+    }
+
     /// In place of a denied message of the extended protocol: the Execute of a portal nobody has.
     pub fn refused_extended(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);

@@ -346,13 +346,16 @@ impl Conversation {
         });
         let failed = self.pending.front().and_then(Pending::message);
         self.settle(failed, End::Failed);
-        if let Some(Pending::Parse { unnamed: true, .. }) = self.pending.front() {
+        if let Some(Pending::Parse { unnamed: true, .. } | Pending::Denied { unnamed: true, .. }) =
+            self.pending.front()
+        {
             self.statements.forget(b"");
         }
         match self.pending.front_mut() {
             Some(Pending::Denied {
                 denial,
                 ends_with_ready,
+                ..
             }) if ordinary => {
                 let (denial, ends_with_ready) = (denial.clone(), *ends_with_ready);
                 if !ends_with_ready {

@@ -63,6 +63,8 @@ pub(super) enum Pending {
     Denied {
         denial: Denial,
         ends_with_ready: bool,
+        /// It was a Parse of the unnamed statement, which is gone when the server refuses that.
+        unnamed: bool,
     },
 }
 

@@ -51,6 +51,17 @@ impl Conversation {
         self.queue(Pending::Denied {
             denial,
             ends_with_ready,
+            unnamed: false,
+        });
+        self.number()
+    }
+
+    /// A Parse that was replaced by one that the server must refuse.
+    pub fn denied_parse(&mut self, denial: Denial, name: &[u8]) -> u64 {
+        self.queue(Pending::Denied {
+            denial,
+            ends_with_ready: false,
+            unnamed: name.is_empty(),
         });
         self.number()
     }

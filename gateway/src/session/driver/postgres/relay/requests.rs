@@ -227,8 +227,13 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             Ruling::Denied(denied) => {
                 let mut shown = BytesMut::new();
                 encode::parse(&mut shown, name, &denied.evidence);
-                self.deny(&denied, false)?;
-                self.batch.and(Permit::refused_extended(&shown));
+                let denial = denied.denial.clone();
+                let stmt = self.session.conversation().denied_parse(denial, name);
+                self.session.recorder.denied(stmt, &denied)?;
+                self.batch.and(match name.is_empty() {
+                    true => Permit::refused_parse(&shown),
+                    false => Permit::refused_extended(&shown),
+                });
             }
         }
         Ok(())
