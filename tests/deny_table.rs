@@ -54,15 +54,6 @@ forbid (principal, action == Sluice::Action::"sql:insert", resource)
 when { context.parameters.contains("contraband") };
 "#;
 
-/// What the gateway denies at Execute: parameters, once policies see them, and until then what cannot be masked.
-fn at_execute() -> &'static str {
-    let schema = include_str!("../gateway/src/policy/schema.cedarschema");
-    match schema.contains("parameters: Set<String>") {
-        true => "by parameter",
-        false => "in binary",
-    }
-}
-
 /// For hundreds of sessions on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(200);
 
@@ -91,16 +82,9 @@ fn messages_by_hand_where_nothing_is_masked() {
         "deny_wire.py",
         include_str!("clients/deny_wire.py"),
     );
-    site.compare(
-        "2 messages by hand, nothing masked",
-        WIRE,
-        |mut arguments| {
-            if at_execute() == "in binary" {
-                arguments.push("unmasked");
-            }
-            script.words(arguments)
-        },
-    );
+    site.compare("2 messages by hand, nothing masked", WIRE, |arguments| {
+        script.words(arguments)
+    });
 }
 
 #[test]
@@ -205,9 +189,7 @@ impl Site {
         let setup = choose(Setup::in_front_of(&server)).policy("allow-all");
         let mut gateway = setup.install();
         gateway.write_policy("denied", POLICY);
-        if at_execute() == "by parameter" {
-            gateway.write_policy("denied-at-execute", BY_PARAMETER);
-        }
+        gateway.write_policy("denied-at-execute", BY_PARAMETER);
         gateway.sluice(["guard", "load"]).succeeds();
         gateway.start();
         Site { server, gateway }
@@ -237,7 +219,7 @@ impl Site {
         let kept = self.server.admin(KEPT);
         let natively = words(vec!["127.0.0.1", &port, "directly"]);
         let natively = seen(&self.directly(&natively));
-        let denied = words(vec!["127.0.0.1", &port, at_execute()]);
+        let denied = words(vec!["127.0.0.1", &port, "by parameter"]);
         let denied = seen(&run_within(
             DEADLINE,
             self.gateway.agent_command(denied),

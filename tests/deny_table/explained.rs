@@ -86,11 +86,6 @@ pub const WIRE: &[Explained] = &[
         )],
     },
     Explained {
-        order: "at_parse_in_place_of_the_unnamed",
-        why: "the server has forgotten the unnamed statement of before; no client asks for it again",
-        instead: &[("E:ERROR/26000 Z:I", "2 D D D D D C:SELECT 5 Z:I")],
-    },
-    Explained {
         order: "at_bind",
         why: AT_PARSE,
         instead: &[("1 E:ERROR/42501 Z:I", "E:ERROR/42501 Z:I")],

@@ -339,16 +339,13 @@ impl Conversation {
         });
         let failed = self.pending.front().and_then(Pending::message);
         self.settle(failed, End::Failed);
-        if let Some(Pending::Parse { unnamed: true, .. }) = self.pending.front() {
+        if self.pending.front().is_some_and(Pending::drops_unnamed) && !is_unread(&sqlstate) {
             self.statements.forget(b"");
         }
         match self.pending.front_mut() {
-            Some(Pending::Denied {
-                denial,
-                ends_with_ready,
-            }) if ordinary => {
-                let (denial, ends_with_ready) = (denial.clone(), *ends_with_ready);
-                if !ends_with_ready {
+            Some(Pending::Denied { denial, refused }) if ordinary => {
+                let (denial, refused) = (denial.clone(), *refused);
+                if !refused.ends_with_ready() {
                     self.skip_to_sync();
                 }
                 delivery.own(|out| encode::error_response(out, &refusal(&denial)));
@@ -443,10 +440,7 @@ impl Conversation {
                 self.syncs -= 1;
                 Ok(())
             }
-            Some(Pending::Denied {
-                ends_with_ready: true,
-                ..
-            }) => Ok(()),
+            Some(Pending::Denied { refused, .. }) if refused.ends_with_ready() => Ok(()),
             _ => Err(out_of_step(message)),
         }
     }
@@ -469,6 +463,12 @@ fn skipped(over: Vec<Pending>, done: &mut Vec<Outcome>) {
             _ => {}
         }
     }
+}
+
+/// A text that cannot be converted to the server's encoding (22021, 22P05) is refused as it is received, before
+/// it has any effect. Some texts fail so later: then a name is kept that is gone, which grants nothing.
+fn is_unread(sqlstate: &str) -> bool {
+    matches!(sqlstate, "22021" | "22P05")
 }
 
 /// The error an agent sees in place of the one the server was made to give.

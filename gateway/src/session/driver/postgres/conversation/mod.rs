@@ -31,6 +31,7 @@ mod requests;
 mod tests;
 
 pub use self::copy::{Data, Synced};
+pub use self::pending::Refused;
 
 /// More messages in flight than this and the agent has to wait. PostgreSQL may hold back 8 KiB of
 /// answers until a Flush or Sync, 5 bytes at the least each: a lower limit could wait for ever.

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::names::{Change, MOST_POSSIBILITIES, Possible};
-use super::pending::{Operation, Pending, Results};
+use super::pending::{Operation, Pending, Refused, Results};
 use super::{Alternative, Conversation, Execution, Portal, known_as};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
@@ -47,11 +47,8 @@ impl Conversation {
     }
 
     /// A message that was replaced; returns the number its statement would have had.
-    pub fn denied(&mut self, denial: Denial, ends_with_ready: bool) -> u64 {
-        self.queue(Pending::Denied {
-            denial,
-            ends_with_ready,
-        });
+    pub fn denied(&mut self, denial: Denial, refused: Refused) -> u64 {
+        self.queue(Pending::Denied { denial, refused });
         self.number()
     }
 
@@ -64,7 +61,7 @@ impl Conversation {
     /// have had.
     pub fn denied_by_name(&mut self, denial: Denial, cursor: Option<String>) -> u64 {
         self.queue(Pending::OwnQuestion { cursor });
-        let number = self.denied(denial, false);
+        let number = self.denied(denial, Refused::UnnamedParse);
         self.syncs += 1;
         self.segment += 1;
         self.queue(Pending::Sync);
