@@ -339,7 +339,7 @@ impl Conversation {
         });
         let failed = self.pending.front().and_then(Pending::message);
         self.settle(failed, End::Failed);
-        if self.pending.front().is_some_and(Pending::drops_unnamed) && !is_unread(&sqlstate) {
+        if self.pending.front().is_some_and(Pending::drops_unnamed) && is_of_text(&sqlstate) {
             self.statements.forget(b"");
         }
         match self.pending.front_mut() {
@@ -465,10 +465,12 @@ fn skipped(over: Vec<Pending>, done: &mut Vec<Outcome>) {
     }
 }
 
-/// A text that cannot be converted to the server's encoding (22021, 22P05) is refused as it is received, before
-/// it has any effect. Some texts fail so later: then a name is kept that is gone, which grants nothing.
-fn is_unread(sqlstate: &str) -> bool {
-    matches!(sqlstate, "22021" | "22P05")
+/// Whether the server has surely looked at a text, and so dropped what that was to replace: its syntax or names
+/// are wrong, or it came in a failed transaction. A text that is too long, or that the server's encoding has no
+/// letters for, is refused as it is received, and replaces nothing. To keep a name that is gone grants nothing;
+/// one that is forgotten would run as a stranger.
+fn is_of_text(sqlstate: &str) -> bool {
+    sqlstate.starts_with("42") || sqlstate == "25P02"
 }
 
 /// The error an agent sees in place of the one the server was made to give.
