@@ -162,6 +162,7 @@ fn messages_in_random_order() {
         })
         .collect();
     let denied = through.iter().filter(|it| !it.messages.is_empty()).count();
+    assert!(denied > 100, "of {CONVERSATIONS} only {denied}");
     sheet.row(
         &format!("{CONVERSATIONS} conversations, {denied} with denials"),
         match different.first() {
@@ -210,6 +211,10 @@ impl Site {
         words: impl Fn(Vec<&str>) -> Vec<String>,
     ) {
         let (natively, denied) = self.both(words);
+        for it in explained {
+            let tried = natively.iter().any(|native| native.order == it.order);
+            assert!(tried, "explained, but not tried: {}", it.order);
+        }
         let mut sheet = Sheet::new(chapter);
         for (native, through) in natively.iter().zip(&denied) {
             let why = explained.iter().find(|it| it.order == native.order);
