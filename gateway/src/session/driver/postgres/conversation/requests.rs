@@ -49,6 +49,9 @@ impl Conversation {
     /// A message that was replaced; returns the number its statement would have had.
     pub fn denied(&mut self, denial: Denial, refused: Refused) -> u64 {
         self.queue(Pending::Denied { denial, refused });
+        if !refused.ends_with_ready() {
+            self.doomed = Some(self.segment);
+        }
         self.number()
     }
 
@@ -235,6 +238,9 @@ impl Conversation {
     /// outcomes of its statements come back.
     fn queue(&mut self, pending: Pending) -> Vec<Outcome> {
         if !self.is_skipping() {
+            if self.is_doomed() {
+                self.retract();
+            }
             if pending.message().is_some() {
                 self.message += 1;
             }

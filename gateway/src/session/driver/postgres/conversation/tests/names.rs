@@ -345,6 +345,38 @@ fn the_unnamed_statement_is_gone_when_what_replaces_it_fails() {
     assert_eq!(runs(&it, b""), "");
 }
 
+/// However the denial's segment ends: nothing behind the denial is reached.
+#[test]
+fn what_stands_behind_a_denial_gives_no_names_away() {
+    for refused in [Refused::UnnamedParse, Refused::Extended] {
+        let mut it = with_prepared(b"s", "SELECT 1");
+        it.bind(b"before", b"s", Bound::default());
+        it.denied(denial(), refused);
+        it.bind(b"p", b"s", Bound::default());
+        it.close(Object::Statement(b"s"));
+        parse(&mut it, b"t", "SELECT 2");
+        query(&mut it, "PREPARE u AS SELECT 3");
+        it.sync().expect("no COPY");
+        for (portal, what) in [(&b"before"[..], "SELECT 1"), (b"p", "")] {
+            assert_eq!(runs(&it, portal), what, "{refused:?}");
+        }
+        for (statement, what) in [(&b"s"[..], "SELECT 1"), (b"t", ""), (b"u", "")] {
+            it.bind(b"", statement, Bound::default());
+            assert_eq!(runs(&it, b""), what, "{refused:?}");
+        }
+        // The next segment is another matter.
+        parse(&mut it, b"t", "SELECT 4");
+        it.bind(b"", b"t", Bound::default());
+        assert_eq!(runs(&it, b""), "SELECT 4");
+    }
+    // A denied simple query fails alone.
+    let mut it = conversation();
+    it.denied(denial(), Refused::Query);
+    parse(&mut it, b"t", "SELECT 2");
+    it.bind(b"", b"t", Bound::default());
+    assert_eq!(runs(&it, b""), "SELECT 2");
+}
+
 /// Were it forgotten, it could run as what nobody has prepared.
 #[test]
 fn the_unnamed_statement_stays_where_the_server_has_not_come_to_it() {
