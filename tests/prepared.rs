@@ -157,6 +157,24 @@ fn a_name_that_is_used_again_is_what_it_is_now() {
     assert_eq!(result.text("outcome"), "skipped", "{result}");
 }
 
+/// Such a text does not replace the unnamed statement, which is what runs.
+#[test]
+fn what_the_server_cannot_convert_leaves_the_unnamed_statement() {
+    let server = Postgres::asking_for(Authentication::Trust);
+    server.admin(
+        "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'",
+    );
+    let gateway = Setup::in_front_of(&server)
+        .policy("allow-all")
+        .with_superuser_of_any_database()
+        .start();
+    let native = directly(&gateway, &server, "unread");
+    assert_eq!(native[1], "E:22P05 Z:I", "{native:?}");
+    assert_eq!(scene(&gateway, &server, "unread"), native);
+    // Both times, under its own name.
+    assert_eq!(intents(&gateway, "SELECT 'kept'").len(), 2);
+}
+
 #[test]
 fn execute_is_decided_as_the_statement_that_it_runs() {
     let server = Postgres::start();

@@ -21,6 +21,23 @@ const DEADLINE: Duration = Duration::from_secs(200);
 /// The server's messages are cut at so many places at the least.
 const PLACES: usize = 100;
 
+/// Masked columns of several types, beside the shop's card numbers: NULL where a type has no masked form.
+const ACCOUNTS: &str = "
+CREATE TABLE accounts (id integer, pan text, balance numeric, born date, tags text[], note text);
+INSERT INTO accounts VALUES
+    (1, '4111111111111111', 12.50, '2000-02-29', '{a,b}', 'one'),
+    (2, 'short', -1, NULL, '{}', E'two\\twith\\nmore \\\\ \",\"'),
+    (3, NULL, NULL, '1999-12-31', NULL, '');
+GRANT SELECT ON accounts TO PUBLIC;
+";
+
+const MASKED: [(&str, &str); 4] = [
+    ("public.accounts.pan", "keep_last(4)"),
+    ("public.accounts.balance", "redact"),
+    ("public.accounts.born", "redact"),
+    ("public.accounts.tags", "redact"),
+];
+
 #[test]
 fn what_psql_says_is_cut_anywhere() {
     let site = Site::new();
@@ -76,6 +93,7 @@ impl Site {
     fn new() -> Site {
         let server = Postgres::asking_for(Authentication::Trust);
         server.admin(TABLES);
+        server.admin(ACCOUNTS);
         let tee = Tee::in_front_of(server.port());
         let gateway = gateway_in_front_of(tee.port());
         Site {
@@ -150,7 +168,8 @@ impl Site {
         let mock = Mock::of(self.tee.take());
         let gateway = gateway_in_front_of(mock.port());
         let port = mock.port().to_string();
-        let times = mock.places().max(PLACES).to_string();
+        assert!(mock.places() > PLACES, "{}", mock.places());
+        let times = mock.places().to_string();
         let seen = replay(&gateway, conversation, &port, &["as it is", &times]);
         println!("{}{} places in the server's messages", seen.text(), times);
         assert!(seen.text().contains(" ways, 0 different"), "{seen}");
@@ -160,7 +179,11 @@ impl Site {
 
 /// Denials and masks, which rewrite what is said, are part of it.
 fn gateway_in_front_of(port: u16) -> Gateway {
-    let mut gateway = Setup::in_front_of_port(port).policy("allow-all").install();
+    let mut setup = Setup::in_front_of_port(port).policy("allow-all");
+    for (column, with) in MASKED {
+        setup = setup.masking(column, with);
+    }
+    let mut gateway = setup.install();
     gateway.write_policy("denied", POLICY);
     gateway.sluice(["guard", "load"]).succeeds();
     gateway.start();
@@ -181,6 +204,8 @@ fn replay(gateway: &Gateway, conversation: &Conversation, port: &str, more: &[&s
     words.extend(more);
     let command = gateway.agent_command(script.words(words));
     let seen = run_within(DEADLINE, command, b"").succeeds();
+    // What is rewritten is cut, too.
+    assert!(masked(&seen) >= 3, "{seen}");
     // The clerk was denied what the agent is: uncut, the gateway's answers are the server's.
     let answered = seen.lines();
     let answered = answered
@@ -188,6 +213,15 @@ fn replay(gateway: &Gateway, conversation: &Conversation, port: &str, more: &[&s
         .find_map(|line| line.strip_prefix("answered "));
     assert_eq!(answered, Some(&conversation.answered[..]), "{seen}");
     seen
+}
+
+/// How many values came masked, if none came in clear.
+fn masked(seen: &Ended) -> usize {
+    let lines = seen.lines();
+    let count = lines
+        .iter()
+        .find_map(|line| line.strip_suffix(" values masked, 0 in clear"));
+    count.and_then(|count| count.parse().ok()).unwrap_or(0)
 }
 
 /// How many ways of cutting were tried.

@@ -69,11 +69,10 @@ async def at_parse_of_a_name(seen):
     await seen.of(seen.connection.fetchval("SELECT $1::int", 7))
 
 
-# Natively a DELETE is refused when it is executed; the gateway has reasons of its own to decide there.
+# Natively a DELETE is refused when it is executed; the gateway decides there by what is bound.
 AT_EXECUTE = {
     "directly": ("DELETE FROM orders WHERE id = $1", 1),
     "by parameter": ("INSERT INTO journal SELECT 1, $1", "contraband"),
-    "in binary": ("SELECT card_number FROM customers WHERE id = $1", 1),
 }
 
 

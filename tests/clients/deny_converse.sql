@@ -12,6 +12,11 @@ SELECT 1 / (stock - stock) FROM products;
 SELECT no_such_column FROM products;
 SELECT id, title FROM products \gdesc
 COPY products (id, title) TO STDOUT;
+SELECT * FROM accounts ORDER BY id;
+COPY accounts TO STDOUT;
+COPY accounts (note, pan) TO STDOUT (FORMAT csv, HEADER);
+LISTEN cut;
+NOTIFY cut, 'heard';
 BEGIN;
 COPY journal FROM STDIN;
 1	copied

@@ -22,6 +22,13 @@ with psycopg.connect(sys.argv[1], autocommit=True) as connection:
         connection.execute("SELECT %s::text, %s::int, %b::text", (None, 7, "binary"))
     connection.execute("SELECT id, card_number FROM customers WHERE id < %s ORDER BY id", (3,))
 
+    connection.cursor(binary=True).execute("SELECT * FROM accounts WHERE id < %s ORDER BY id", (3,))
+    for form in ("text", "binary"):
+        with connection.cursor().copy(f"COPY accounts TO STDOUT (FORMAT {form})") as copy:
+            list(copy)
+    connection.execute("LISTEN cut")
+    connection.execute("NOTIFY cut, 'heard'")
+
     def in_a_pipeline():
         with connection.pipeline():
             connection.execute(NOTE, (1, "undone"))
@@ -41,7 +48,14 @@ with psycopg.connect(sys.argv[1], autocommit=True) as connection:
         with connection.cursor().copy("COPY journal FROM STDIN") as copy:
             copy.write_row((4, "copied"))
             copy.write_row((5, None))
+        with connection.cursor().copy("COPY journal FROM STDIN (FORMAT binary)") as copy:
+            copy.set_types(("int4", "text"))
+            copy.write_row((6, "binary"))
         with connection.cursor(name="held") as cursor:
             cursor.execute("SELECT n FROM generate_series(1, 5) AS n")
+            cursor.fetchmany(2)
+            cursor.fetchall()
+        with connection.cursor(name="hidden", binary=True) as cursor:
+            cursor.execute("SELECT pan, born FROM accounts ORDER BY id")
             cursor.fetchmany(2)
             cursor.fetchall()

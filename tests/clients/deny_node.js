@@ -88,11 +88,10 @@ async function at_parse_of_a_name(seen) {
   await seen.of(query);
 }
 
-// Natively a DELETE is refused when it is executed; the gateway has reasons of its own to decide there.
+// Natively a DELETE is refused when it is executed; the gateway decides there by what is bound.
 const AT_EXECUTE = {
   directly: { text: "DELETE FROM orders WHERE id = $1", values: [1] },
   "by parameter": { text: "INSERT INTO journal SELECT 1, $1", values: ["contraband"] },
-  "in binary": { text: "SELECT card_number FROM customers WHERE id = $1", values: [1], binary: true },
 };
 
 async function at_execute(seen) {

@@ -5,6 +5,7 @@ psql 15 speaks the simple protocol only: it has no pipeline and no Parse.
 """
 
 import json
+import re
 import subprocess
 import sys
 
@@ -82,19 +83,27 @@ def scripted(lines):
     script = ["\\set VERBOSITY sqlstate"]
     for line in lines:
         script.append(line)
-        if line.endswith(";") or line.startswith("\\copy"):
+        if line.endswith((";", "\\gdesc")) or line.startswith("\\copy"):
             script.append("\\echo :ERROR :SQLSTATE :ROW_COUNT")
-    # psql remembers the last error alone.
-    script += ["SELECT 'next';", "\\echo last :LAST_ERROR_SQLSTATE", "\\echo said :LAST_ERROR_MESSAGE"]
+            script.append("\\echo said :ERROR :SQLSTATE :LAST_ERROR_MESSAGE")
+    script += ["SELECT 'next';", "\\echo last :LAST_ERROR_SQLSTATE"]
     seen = psql([], "\n".join(script) + "\n")
-    messages = [word.removeprefix("said ") for word in seen if word.startswith("said ")]
-    denied = "last 42501" in seen
-    return [word for word in seen if not word.startswith("said ")], messages if denied else []
+    denied = "said true 42501 "
+    messages = [word.removeprefix(denied) for word in seen if word.startswith(denied)]
+    return [word for word in seen if not word.startswith("said ")], messages
 
 
 def commanded(arguments, data):
-    seen = psql(["-v", "VERBOSITY=sqlstate", *arguments], data)
-    return seen + psql(["-c", "SELECT 'next'"], ""), []
+    """An error's first line has all that counts; what stands behind it differs."""
+    seen, messages = [], []
+    for word in psql(["-v", "VERBOSITY=verbose", *arguments], data):
+        error = re.match("([A-Z]+):  ([0-9A-Z]{5}): (.*)", word)
+        if error:
+            seen.append(f"{error[1]}:  {error[2]}")
+            messages += [error[3]] if error[2] == "42501" else []
+        elif not re.match("[A-Z]+( [0-9]+)?: | +\\^", word):
+            seen.append(word)
+    return seen + psql(["-c", "SELECT 'next'"], ""), messages
 
 
 def rows():

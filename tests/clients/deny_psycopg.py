@@ -74,11 +74,10 @@ def with_binary_results(seen):
     seen.run(f"{READ} WHERE n = %s", params=(1,), binary=True)
 
 
-# Natively a DELETE is refused when it is executed; the gateway has reasons of its own to decide there.
+# Natively a DELETE is refused when it is executed; the gateway decides there by what is bound.
 AT_EXECUTE = {
     "directly": ("DELETE FROM orders WHERE id = %s", 1),
     "by parameter": ("INSERT INTO journal SELECT 1, %s", "contraband"),
-    "in binary": ("SELECT card_number FROM customers WHERE id = %s", 1),
 }
 
 
@@ -120,12 +119,13 @@ def with_savepoints(seen):
 
 
 def pipelined(seen, *statements):
-    cursors = []
+    """The error may come while the next statement is sent, which is not sent then, or at the end."""
+    cursors = [seen.connection.cursor() for _ in statements]
 
     def send():
         with seen.connection.pipeline():
-            for statement in statements:
-                cursors.append(seen.connection.execute(statement))
+            for cursor, statement in zip(cursors, statements):
+                cursor.execute(statement)
 
     seen.of(send)
     for cursor in cursors:

@@ -208,6 +208,45 @@ def at_parse_in_place_of_the_unnamed(c):
     yield c.ask(bind(), execute(), SYNC)
 
 
+def at_parse_in_place_of_the_unnamed_in_a_pipeline(c):
+    yield c.ask(parse(ROWS), SYNC, parse(DENIED), SYNC, bind(), execute(), SYNC, syncs=3)
+    yield c.ask(parse(ROWS), SYNC, run(NOTE), run(DENIED), SYNC, bind(), execute(), SYNC, syncs=3)
+
+
+def at_parse_in_place_of_the_unnamed_in_a_transaction(c):
+    """Named, because a simple query takes the unnamed statement away, too."""
+    yield c.ask(parse("BEGIN", "b"), bind("", "b"), execute(), parse("ROLLBACK", "r"), parse(ROWS), SYNC)
+    yield c.ask(parse(DENIED), SYNC)
+    yield c.ask(bind("", "r"), execute(), SYNC)
+    yield c.ask(bind(), execute(), SYNC)
+
+
+def at_parse_behind_an_error_beside_the_unnamed(c):
+    """The server skips the denied one, and so the unnamed statement stays."""
+    yield c.ask(parse(ROWS), SYNC)
+    yield c.ask(bind("", "nobody"), parse(DENIED), SYNC)
+    yield c.ask(bind(), execute(), SYNC)
+
+
+def at_parse_of_a_name_beside_the_unnamed(c):
+    yield c.ask(parse(ROWS), SYNC)
+    yield c.ask(parse(DENIED, "s"), SYNC)
+    yield c.ask(bind(), execute(), SYNC)
+
+
+def simple_beside_the_unnamed(c):
+    yield c.ask(parse(ROWS), SYNC)
+    yield c.ask(query(DENIED))
+    yield c.ask(bind(), execute(), SYNC)
+
+
+def at_execute_beside_the_unnamed(c):
+    statement, bound = AT_EXECUTE[sys.argv[3]]
+    yield c.ask(parse(ROWS), SYNC)
+    yield c.ask(parse(statement, "s"), bind("", "s", **bound), execute(), SYNC)
+    yield c.ask(bind(), execute(), SYNC)
+
+
 def at_parse_with_describe(c):
     yield c.ask(parse(READ, "s"), describe(b"S", "s"), SYNC)
 
@@ -222,11 +261,10 @@ def at_execute(c):
     yield c.ask(parse(BY_TABLE), bind(), execute(), SYNC)
 
 
-# Natively a DELETE is refused when it is executed; the gateway has reasons of its own to decide there.
+# Natively a DELETE is refused when it is executed; the gateway decides there by what is bound.
 AT_EXECUTE = {
     "directly": ("DELETE FROM orders WHERE id = $1", {"values": [b"1"]}),
     "by parameter": ("INSERT INTO journal SELECT 1, $1", {"values": [b"contraband"]}),
-    "in binary": ("SELECT card_number FROM customers", {"formats": [1]}),
 }
 
 
@@ -399,6 +437,12 @@ ORDERS = [
     at_parse_of_a_name_in_use,
     at_parse_behind_another,
     at_parse_in_place_of_the_unnamed,
+    at_parse_in_place_of_the_unnamed_in_a_pipeline,
+    at_parse_in_place_of_the_unnamed_in_a_transaction,
+    at_parse_behind_an_error_beside_the_unnamed,
+    at_parse_of_a_name_beside_the_unnamed,
+    simple_beside_the_unnamed,
+    at_execute_beside_the_unnamed,
     at_parse_with_describe,
     at_bind,
     at_execute,
@@ -439,9 +483,6 @@ def rows():
     return counts
 
 
-# Where nothing is masked, nothing is denied for being asked for in binary.
-if sys.argv[4:] == ["unmasked"]:
-    ORDERS = [order for order in ORDERS if order.__name__[:11] != "at_execute_"]
 for order in ORDERS:
     before = rows()
     connection = Connection()

@@ -47,10 +47,11 @@ SYNC = message(b"S")
 
 
 class Connection:
-    def __init__(self):
+    def __init__(self, database="shop"):
         self.socket = socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=60)
         self.buffer = b""
-        parameters = text("user") + text("shop_app") + text("database") + text("shop") + b"\0"
+        parameters = {"user": "shop_app", "database": database, "client_encoding": "UTF8"}
+        parameters = b"".join(text(word) for pair in parameters.items() for word in pair) + b"\0"
         startup = struct.pack("!i", 196608) + parameters
         self.socket.sendall(struct.pack("!i", len(startup) + 4) + startup)
         self.answer(1)
@@ -214,4 +215,28 @@ def plans():
     step(query("DEALLOCATE again; PREPARE again AS SELECT card_number FROM customers WHERE id = 1; EXECUTE again"))
 
 
-{"known": known, "reused": reused, "strangers": strangers, "changed": changed, "plans": plans}[sys.argv[3]]()
+def unread():
+    """Texts that the server's encoding has no letters for: it refuses them before it does anything."""
+    connection = Connection("latin")
+
+    def step(*sent):
+        print(connection.says(*sent))
+
+    step(parse("", "SELECT 'kept'"), SYNC)
+    step(parse("", "SELECT '€'"), SYNC)
+    step(bind("", ""), execute(""), SYNC)
+    step(query("SELECT '€'"))
+    step(bind("", ""), execute(""), SYNC)
+    step(parse("", "SELECT no_such_column"), SYNC)
+    step(bind("", ""), execute(""), SYNC)
+
+
+SCENES = {
+    "known": known,
+    "reused": reused,
+    "strangers": strangers,
+    "changed": changed,
+    "plans": plans,
+    "unread": unread,
+}
+SCENES[sys.argv[3]]()

@@ -1,7 +1,8 @@
 //! A mock of a server: it says what the server has said, each message cut, without having understood a word.
 //!
 //! It knows where it is by how much it has been told: an answer follows when as many bytes have come as
-//! before that answer in the recording. The nth session is cut behind the nth byte of each message.
+//! before that answer in the recording. The nth session is cut behind the nth byte of each message; the last but
+//! one is not cut at all, so that an answer's messages come together, and the last comes byte by byte.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -27,9 +28,12 @@ pub struct Mock {
 
 struct Script {
     greeting: Vec<u8>,
+    /// Of the longest message.
+    longest: usize,
     /// The answer to the catalogue's question, which is asked again and again.
     catalogue: Vec<u8>,
     session: Vec<Turn>,
+    connections: AtomicUsize,
     sessions: AtomicUsize,
     failures: Mutex<Vec<String>>,
 }
@@ -50,10 +54,14 @@ impl Mock {
         let mut session = turns(&sessions.remove(0));
         let greeting = session.remove(0).says;
         let catalogue = catalogues.first().map(|it| turns(it).remove(1).says);
+        let said = session.iter().map(|turn| &turn.says).chain([&greeting]);
+        let longest = said.flat_map(|said| messages(said)).map(<[u8]>::len).max();
         let script = Arc::new(Script {
             greeting,
+            longest: longest.unwrap_or(0),
             catalogue: catalogue.unwrap_or_default(),
             session,
+            connections: AtomicUsize::new(0),
             sessions: AtomicUsize::new(0),
             failures: Mutex::default(),
         });
@@ -78,12 +86,9 @@ impl Mock {
         self.port
     }
 
-    /// The longest message of the server's: it can be cut in one place less than it has bytes.
+    /// How many sessions it takes: the longest message can be cut in one place less than it has bytes.
     pub fn places(&self) -> usize {
-        let turns = self.script.session.iter().map(|turn| &turn.says);
-        let said = turns.chain([&self.script.greeting]);
-        let longest = said.flat_map(|said| messages(said)).map(<[u8]>::len).max();
-        longest.unwrap_or(0)
+        self.script.longest + 1
     }
 
     pub fn failures(&self) -> Vec<String> {
@@ -103,7 +108,10 @@ impl Script {
         let startup = i32::from_be_bytes([told[0], told[1], told[2], told[3]]);
         let startup = usize::try_from(startup).map_err(|_| "no start-up packet")?;
         listen(&mut stream, &mut told, startup)?;
-        stream.write_all(&self.greeting).map_err(failed)?;
+        // Whose connection it is, it says only now.
+        let place = 1 + self.connections.fetch_add(1, Ordering::Relaxed);
+        self.say(&mut stream, &self.greeting, place)
+            .map_err(failed)?;
         if !listen(&mut stream, &mut told, startup + 5)? {
             return Ok(());
         }
@@ -126,14 +134,23 @@ impl Script {
                     turn.told
                 ));
             }
-            for piece in cut(&turn.says, place) {
-                stream.write_all(&piece).map_err(failed)?;
-                thread::sleep(PAUSE);
-            }
+            self.say(&mut stream, &turn.says, place).map_err(failed)?;
         }
         // A server closes when it has been told goodbye.
         while listen(&mut stream, &mut told, usize::MAX)? {}
         let _ = stream.shutdown(Shutdown::Both);
+        Ok(())
+    }
+
+    fn say(&self, stream: &mut TcpStream, said: &[u8], place: usize) -> std::io::Result<()> {
+        let pieces = match place > self.longest {
+            true => said.chunks(1).map(<[u8]>::to_vec).collect(),
+            false => cut(said, place),
+        };
+        for piece in pieces {
+            stream.write_all(&piece)?;
+            thread::sleep(PAUSE);
+        }
         Ok(())
     }
 

@@ -1,8 +1,9 @@
-//! `cargo xtask lint`: formatting and clippy, warnings denied, for the host's code and the kernel's.
+//! `cargo xtask lint`: formatting and clippy, warnings denied, for the host's code and the kernel's; and whether
+//! the fuzz targets, a workspace of their own, still compile.
 
 use anyhow::{Result, ensure};
 
-use crate::{build, build_ebpf, toolchain};
+use crate::{build, build_ebpf, packages, toolchain};
 
 pub fn run(_arguments: &[String]) -> Result<()> {
     // The gateway does not compile, so clippy cannot read it, without the kernel programs it embeds.
@@ -23,6 +24,19 @@ pub fn run(_arguments: &[String]) -> Result<()> {
             "warnings",
         ],
         "clippy has something to say",
+    )?;
+    toolchain::progress("checking the fuzz targets");
+    packages::for_fuzzing()?;
+    cargo(
+        &[
+            "check",
+            "--quiet",
+            "--manifest-path",
+            "tests/fuzz/Cargo.toml",
+            "--target-dir",
+            &build_ebpf::target_folder().join("fuzz").to_string_lossy(),
+        ],
+        "the fuzz targets do not compile",
     )?;
     toolchain::progress("clippy over the kernel programs");
     build_ebpf::clippy()

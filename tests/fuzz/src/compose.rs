@@ -25,6 +25,9 @@ impl<Meaning> Composed<Meaning> {
     }
 }
 
+/// Values with the codes of their formats.
+pub type Formatted = Vec<(i16, Option<Vec<u8>>)>;
+
 /// What a client's message says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Asked {
@@ -32,12 +35,12 @@ pub enum Asked {
     Named {
         name: Vec<u8>,
         text: Vec<u8>,
+        types: Vec<u32>,
     },
     Bound {
         portal: Vec<u8>,
         statement: Vec<u8>,
-        values: Vec<Option<Vec<u8>>>,
-        binary_results: bool,
+        values: Formatted,
     },
     Object {
         statement: bool,
@@ -49,7 +52,7 @@ pub enum Asked {
     },
     Called {
         function: u32,
-        arguments: usize,
+        arguments: Formatted,
     },
     Bare,
 }
@@ -109,9 +112,12 @@ fn request(input: &mut Unstructured<'_>) -> Result<Composed<Asked>> {
         1 => {
             let name = cstr(input, &mut body)?;
             let text = cstr(input, &mut body)?;
-            let types = count(input, &mut body, 6)?;
-            put(input, &mut body, types * 4)?;
-            (b'P', Asked::Named { name, text })
+            let mut types = Vec::new();
+            for _ in 0..count(input, &mut body, 6)? {
+                types.push(input.arbitrary::<u32>()?);
+            }
+            body.extend(types.iter().flat_map(|oid| oid.to_be_bytes()));
+            (b'P', Asked::Named { name, text, types })
         }
         2 => (b'B', bound(input, &mut body)?),
         3 | 4 => {
@@ -146,36 +152,43 @@ fn request(input: &mut Unstructured<'_>) -> Result<Composed<Asked>> {
 fn bound(input: &mut Unstructured<'_>, body: &mut Vec<u8>) -> Result<Asked> {
     let portal = cstr(input, body)?;
     let statement = cstr(input, body)?;
-    for _ in 0..count(input, body, 4)? {
-        body.extend_from_slice(&i16::from(input.arbitrary::<bool>()?).to_be_bytes());
-    }
-    let values = values(input, body)?;
-    let mut binary_results = false;
-    for _ in 0..count(input, body, 4)? {
-        let binary: bool = input.arbitrary()?;
-        binary_results |= binary;
-        body.extend_from_slice(&i16::from(binary).to_be_bytes());
-    }
+    let values = formatted(input, body)?;
+    let results = count(input, body, 4)?;
+    put(input, body, results * 2)?;
     Ok(Asked::Bound {
         portal,
         statement,
         values,
-        binary_results,
     })
 }
 
 fn called(input: &mut Unstructured<'_>, body: &mut Vec<u8>) -> Result<Asked> {
     let function: u32 = input.arbitrary()?;
     body.extend_from_slice(&function.to_be_bytes());
-    for _ in 0..count(input, body, 4)? {
-        body.extend_from_slice(&[0, input.int_in_range(0..=1)?]);
-    }
-    let arguments = values(input, body)?.len();
+    let arguments = formatted(input, body)?;
     body.extend_from_slice(&[0, input.int_in_range(0..=1)?]);
     Ok(Asked::Called {
         function,
         arguments,
     })
+}
+
+/// Formats, one for all values or one for each, and the values.
+fn formatted(input: &mut Unstructured<'_>, body: &mut Vec<u8>) -> Result<Formatted> {
+    let mut formats = Vec::new();
+    for _ in 0..count(input, body, 4)? {
+        formats.push(i16::from(input.arbitrary::<bool>()?));
+    }
+    body.extend(formats.iter().flat_map(|format| format.to_be_bytes()));
+    let values = values(input, body)?.into_iter().enumerate();
+    let format = |index: usize| match formats[..] {
+        [] => 0,
+        [all] => all,
+        _ => formats.get(index).copied().unwrap_or(-1),
+    };
+    Ok(values
+        .map(|(index, value)| (format(index), value))
+        .collect())
 }
 
 fn answer(input: &mut Unstructured<'_>) -> Result<Composed<Answered>> {

@@ -56,7 +56,7 @@ pub fn messages_cut_at(
     for ends in cuts.windows(2) {
         buffer.extend_from_slice(&input[ends[0]..ends[1]]);
         loop {
-            match decode(&mut buffer, sender) {
+            match decode(&mut buffer, sender, LIMIT) {
                 Ok(Some(message)) => messages.push(message),
                 Ok(None) => break,
                 Err(error) => return (messages, Some(error)),

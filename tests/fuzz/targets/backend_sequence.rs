@@ -56,20 +56,19 @@ fn meaning(message: &Message) -> std::result::Result<Answered, ProtocolError> {
     Ok(match message.tag() {
         b'T' => {
             let fields = RowDescription::parse(message)?.fields.into_iter();
-            let column = fields.map(|it| {
-                (
-                    it.name,
-                    it.table_oid,
-                    it.attribute,
-                    it.type_oid,
-                    it.format,
-                )
-            });
+            let column =
+                fields.map(|it| (it.name, it.table_oid, it.attribute, it.type_oid, it.format));
             Answered::Columns(column.collect())
         }
         b'D' => {
-            let values: Vec<Option<&[u8]>> = data_row(message)?.collect::<std::result::Result<_, _>>()?;
-            Answered::Row(values.into_iter().map(|it| it.map(<[u8]>::to_vec)).collect())
+            let values: Vec<Option<&[u8]>> =
+                data_row(message)?.collect::<std::result::Result<_, _>>()?;
+            Answered::Row(
+                values
+                    .into_iter()
+                    .map(|it| it.map(<[u8]>::to_vec))
+                    .collect(),
+            )
         }
         b'E' | b'N' => {
             let fields = error_fields(message)?.into_iter();
@@ -95,7 +94,8 @@ fn written_again(tag: u8, meaning: &Answered) -> Option<BytesMut> {
     match meaning {
         Answered::Row(values) => encode::data_row(&mut out, values.iter().map(Option::as_deref)),
         Answered::Fields(fields) => {
-            let fields: Vec<(u8, &[u8])> = fields.iter().map(|(code, it)| (*code, &it[..])).collect();
+            let fields: Vec<(u8, &[u8])> =
+                fields.iter().map(|(code, it)| (*code, &it[..])).collect();
             encode::notice(&mut out, tag, &fields);
         }
         Answered::Key(pid, key) => encode::backend_key(&mut out, *pid, key),

@@ -3,9 +3,9 @@
 
 #![no_main]
 
-use decoders::compose::{Asked, Composed, cuts, requests};
-use decoders::protocol::postgres::frontend::{Frontend, Object};
-use decoders::protocol::postgres::{Message, Sender};
+use decoders::compose::{Asked, Composed, Formatted, cuts, requests};
+use decoders::protocol::postgres::Sender;
+use decoders::protocol::postgres::frontend::{Frontend, Object, Parameters};
 use decoders::{messages, messages_cut_at, messages_in_pieces, spoiled};
 use libfuzzer_sys::arbitrary::{Result, Unstructured};
 use libfuzzer_sys::fuzz_target;
@@ -25,7 +25,7 @@ fn follow(input: &mut Unstructured<'_>) -> Result<()> {
     for (message, composed) in read.iter().zip(&sent) {
         assert_eq!(message.bytes()[..], composed.bytes()[..]);
         let parsed = Frontend::parse(message).expect("it is well formed");
-        assert_eq!(meaning(message, &parsed), composed.meaning, "{parsed:?}");
+        assert_eq!(meaning(&parsed), composed.meaning, "{parsed:?}");
     }
     let mut ends = Unstructured::new(&bytes);
     let ends = cuts(&mut ends, bytes.len())?;
@@ -41,7 +41,7 @@ fn follow(input: &mut Unstructured<'_>) -> Result<()> {
 }
 
 /// The same in the composer's words.
-fn meaning(message: &Message, parsed: &Frontend<'_>) -> Asked {
+fn meaning(parsed: &Frontend<'_>) -> Asked {
     let object = |object: &Object<'_>| {
         let (statement, name) = match *object {
             Object::Statement(name) => (true, name.to_vec()),
@@ -51,15 +51,15 @@ fn meaning(message: &Message, parsed: &Frontend<'_>) -> Asked {
     };
     match parsed {
         Frontend::Query { text } => Asked::Text(text.to_vec()),
-        Frontend::Parse { name, text } => Asked::Named {
+        Frontend::Parse { name, text, types } => Asked::Named {
             name: name.to_vec(),
             text: text.to_vec(),
+            types: types.clone(),
         },
         Frontend::Bind(bind) => Asked::Bound {
             portal: bind.portal.to_vec(),
             statement: bind.statement.to_vec(),
-            values: values(&message.body()[bind.values.clone()], bind.parameters),
-            binary_results: bind.binary_results,
+            values: formatted(&bind.parameters),
         },
         Frontend::Describe(it) | Frontend::Close(it) => object(it),
         Frontend::Execute { portal, max_rows } => Asked::Executed {
@@ -68,7 +68,7 @@ fn meaning(message: &Message, parsed: &Frontend<'_>) -> Asked {
         },
         Frontend::FunctionCall(call) => Asked::Called {
             function: call.function,
-            arguments: call.arguments,
+            arguments: formatted(&call.arguments),
         },
         Frontend::Flush
         | Frontend::Sync
@@ -80,18 +80,9 @@ fn meaning(message: &Message, parsed: &Frontend<'_>) -> Asked {
     }
 }
 
-fn values(mut bytes: &[u8], count: usize) -> Vec<Option<Vec<u8>>> {
-    let mut values = Vec::new();
-    for _ in 0..count {
-        let (length, rest) = bytes.split_first_chunk::<4>().expect("a length");
-        let Ok(length) = usize::try_from(i32::from_be_bytes(*length)) else {
-            values.push(None);
-            bytes = rest;
-            continue;
-        };
-        values.push(Some(rest[..length].to_vec()));
-        bytes = &rest[length..];
-    }
-    assert!(bytes.is_empty());
+fn formatted(parameters: &Parameters<'_>) -> Formatted {
+    let values = parameters.iter();
     values
+        .map(|(format, value)| (format, value.map(<[u8]>::to_vec)))
+        .collect()
 }

@@ -20,7 +20,10 @@ fuzz_target!(|input: &[u8]| {
     let some = decode(oid, format, value, limit);
     assert!(some.text.len() <= limit, "{some:?}");
     let all = decode(oid, format, value, 1 << 20);
-    assert!(all.hex || some.hex || all.text.starts_with(&*some.text), "{some:?} {all:?}");
+    assert!(
+        all.hex || some.hex || all.text.starts_with(&*some.text),
+        "{some:?} {all:?}"
+    );
     let mut looked = 0;
     any_scalar(oid, format, value, &mut |text| {
         looked += text.len();

@@ -175,7 +175,7 @@ pub fn query(out: &mut BytesMut, text: &str) {
     message(out, b'Q', |out| cstr(out, text.as_bytes()));
 }
 
-/// A Parse with the given text and the types of `original`, for evidence whose literals are withheld.
+/// A Parse that leaves the parameters' types to the server.
 pub fn parse(out: &mut BytesMut, name: &[u8], text: &str) {
     message(out, b'P', |out| {
         cstr(out, name);

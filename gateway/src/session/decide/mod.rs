@@ -103,24 +103,25 @@ impl Permit {
     /// In place of a denied simple query: a text that cannot be parsed.
     pub fn refused_query(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);
-        let text = format!("sluice denied this statement {}", uuid::Uuid::new_v4());
+        let text = impossible();
         permit.upstream.write(|out| encode::query(out, &text));
         permit
     }
 
-    /// In place of a denied Parse of the unnamed statement: one that cannot be parsed. It takes the earlier
-    /// unnamed statement away, as one does that the server itself refuses.
-    pub fn refused_parse(shown: &BytesMut) -> Self {
+    /// In place of a denied Parse without a name: a text that cannot be parsed either. The unnamed statement
+    /// of before is gone when that fails, as it would be if the server had refused.
+    pub fn refused_unnamed_parse(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);
-        let text = format!("sluice denied this statement {}", uuid::Uuid::new_v4());
+        let text = impossible();
         permit.upstream.write(|out| encode::parse(out, b"", &text));
         permit
     }
 
-    /// In place of a denied message of the extended protocol: the Execute of a portal nobody has.
+    /// In place of any other denied message of the extended protocol: the Execute of a portal nobody has,
+    /// which leaves everything as it is.
     pub fn refused_extended(shown: &BytesMut) -> Self {
         let mut permit = Self::shown_instead(shown);
-        let portal = format!("sluice denied this statement {}", uuid::Uuid::new_v4());
+        let portal = impossible();
         let portal = portal.as_bytes();
         permit.upstream.write(|out| encode::execute(out, portal));
         permit
@@ -131,7 +132,7 @@ impl Permit {
     pub fn refused_by_name(shown: &BytesMut, object: Object<'_>) -> Self {
         let mut permit = Self::shown_instead(shown);
         permit.upstream.write(|out| encode::describe(out, object));
-        permit.and(Self::refused_extended(&BytesMut::new()));
+        permit.and(Self::refused_unnamed_parse(&BytesMut::new()));
         permit.upstream.write(encode::sync);
         permit
     }
@@ -360,6 +361,11 @@ pub struct AllowedStatement {
     pub copying: Option<Copying>,
     /// What it runs that it only names, as evidence shows that.
     pub runs: Option<String>,
+}
+
+/// No statement, and nobody's portal: the number keeps an agent from making one of this name.
+fn impossible() -> String {
+    format!("sluice denied this statement {}", uuid::Uuid::new_v4())
 }
 
 /// What evidence shows of a portal of which it knows nothing else.

@@ -363,7 +363,8 @@ mod tests {
         );
     }
 
-    /// What the drivers send by themselves, read from their sources.
+    /// What drivers are known to send by themselves: a list written by hand, not recorded from them. Those that
+    /// are installed are tried for real in tests/client_matrix.
     #[test]
     fn what_drivers_bring_along_is_accepted() {
         let table: &[(&str, &[(&str, &str)])] = &[

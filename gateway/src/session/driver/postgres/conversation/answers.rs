@@ -346,19 +346,13 @@ impl Conversation {
         });
         let failed = self.pending.front().and_then(Pending::message);
         self.settle(failed, End::Failed);
-        if let Some(Pending::Parse { unnamed: true, .. } | Pending::Denied { unnamed: true, .. }) =
-            self.pending.front()
-        {
+        if self.pending.front().is_some_and(Pending::drops_unnamed) && is_of_text(&sqlstate) {
             self.statements.forget(b"");
         }
         match self.pending.front_mut() {
-            Some(Pending::Denied {
-                denial,
-                ends_with_ready,
-                ..
-            }) if ordinary => {
-                let (denial, ends_with_ready) = (denial.clone(), *ends_with_ready);
-                if !ends_with_ready {
+            Some(Pending::Denied { denial, refused }) if ordinary => {
+                let (denial, refused) = (denial.clone(), *refused);
+                if !refused.ends_with_ready() {
                     self.skip_to_sync();
                 }
                 delivery.own(|out| encode::error_response(out, &refusal(&denial)));
@@ -453,10 +447,7 @@ impl Conversation {
                 self.syncs -= 1;
                 Ok(())
             }
-            Some(Pending::Denied {
-                ends_with_ready: true,
-                ..
-            }) => Ok(()),
+            Some(Pending::Denied { refused, .. }) if refused.ends_with_ready() => Ok(()),
             _ => Err(out_of_step(message)),
         }
     }
@@ -479,6 +470,14 @@ fn skipped(over: Vec<Pending>, done: &mut Vec<Outcome>) {
             _ => {}
         }
     }
+}
+
+/// Whether the server has surely looked at a text, and so dropped what that was to replace: its syntax or names
+/// are wrong, or it came in a failed transaction. A text that is too long, or that the server's encoding has no
+/// letters for, is refused as it is received, and replaces nothing. To keep a name that is gone grants nothing;
+/// one that is forgotten would run as a stranger.
+fn is_of_text(sqlstate: &str) -> bool {
+    sqlstate.starts_with("42") || sqlstate == "25P02"
 }
 
 /// The error an agent sees in place of the one the server was made to give.

@@ -189,10 +189,7 @@ impl Conversation {
             match pending {
                 Pending::Sync => skips = false,
                 // Is made to fail.
-                Pending::Denied {
-                    ends_with_ready: false,
-                    ..
-                } => skips = true,
+                Pending::Denied { refused, .. } if !refused.ends_with_ready() => skips = true,
                 _ => {}
             }
             !skips

@@ -31,6 +31,7 @@ mod requests;
 mod tests;
 
 pub use self::copy::{Data, Synced};
+pub use self::pending::Refused;
 
 /// More messages in flight than this and the agent has to wait. PostgreSQL may hold back 8 KiB of
 /// answers until a Flush or Sync, 5 bytes at the least each: a lower limit could wait for ever.
@@ -115,6 +116,8 @@ pub struct Conversation {
     message: u64,
     /// Counts the Syncs that were sent.
     segment: u64,
+    /// The segment in which a message of the extended protocol was last denied.
+    doomed: Option<u64>,
     /// Prepared statements: by Parse and by PREPARE, which share their names.
     statements: Names<Arc<Meaning>>,
     /// Portals and cursors, likewise.
@@ -139,6 +142,7 @@ impl Conversation {
             syncs: 0,
             message: 1,
             segment: 0,
+            doomed: None,
             statements: Names::new(),
             portals: Names::new(),
             held: Arc::default(),
@@ -200,6 +204,12 @@ impl Conversation {
     /// not been sent. Nothing will be answered before that, so nothing is waited for.
     pub fn is_skipping(&self) -> bool {
         self.failed && self.syncs == 0
+    }
+
+    /// Whether the server will not take what is sent now: a message before it was made to fail, and no Sync
+    /// ends the skipping in between.
+    fn is_doomed(&self) -> bool {
+        self.doomed == Some(self.segment)
     }
 
     /// Whether the session holds more names open than it may.

@@ -28,7 +28,6 @@ pub(super) enum Pending {
     },
     Parse {
         message: u64,
-        /// The unnamed statement is gone when this runs, whether it succeeds or not.
         unnamed: bool,
         sensitive: bool,
     },
@@ -62,10 +61,30 @@ pub(super) enum Pending {
     /// A message that was replaced by one the server must refuse.
     Denied {
         denial: Denial,
-        ends_with_ready: bool,
-        /// It was a Parse of the unnamed statement, which is gone when the server refuses that.
-        unnamed: bool,
+        refused: Refused,
     },
+}
+
+/// Which message was replaced by one that the server must refuse, and so what its error ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    Query,
+    /// A function call outside of SQL.
+    Call,
+    /// By another unnamed Parse.
+    UnnamedParse,
+    /// Any other message of the extended protocol.
+    Extended,
+}
+
+impl Refused {
+    /// ReadyForQuery follows the error at once, and the server skips nothing.
+    pub(super) fn ends_with_ready(self) -> bool {
+        match self {
+            Refused::Query | Refused::Call => true,
+            Refused::UnnamedParse | Refused::Extended => false,
+        }
+    }
 }
 
 impl Pending {
@@ -85,6 +104,19 @@ impl Pending {
             Pending::Query { operations, .. } => std::mem::take(operations).into(),
             Pending::Execute { operation, .. } => operation.take().into_iter().collect(),
             _ => Vec::new(),
+        }
+    }
+
+    /// Whether the unnamed statement is gone when the server has got to this, even if it fails: the server
+    /// drops it before it reads the text.
+    pub(super) fn drops_unnamed(&self) -> bool {
+        match self {
+            Pending::Query { results, .. } => *results != Results::Value,
+            Pending::Parse { unnamed, .. } => *unnamed,
+            Pending::Denied { refused, .. } => {
+                matches!(refused, Refused::Query | Refused::UnnamedParse)
+            }
+            _ => false,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use super::names::{Change, MOST_POSSIBILITIES, Possible};
-use super::pending::{Operation, Pending, Results};
+use super::pending::{Operation, Pending, Refused, Results};
 use super::{Alternative, Conversation, Execution, Portal, known_as};
 use crate::audit::event::StatementOutcome;
 use crate::policy::Denial;
@@ -47,22 +47,11 @@ impl Conversation {
     }
 
     /// A message that was replaced; returns the number its statement would have had.
-    pub fn denied(&mut self, denial: Denial, ends_with_ready: bool) -> u64 {
-        self.queue(Pending::Denied {
-            denial,
-            ends_with_ready,
-            unnamed: false,
-        });
-        self.number()
-    }
-
-    /// A Parse that was replaced by one that the server must refuse.
-    pub fn denied_parse(&mut self, denial: Denial, name: &[u8]) -> u64 {
-        self.queue(Pending::Denied {
-            denial,
-            ends_with_ready: false,
-            unnamed: name.is_empty(),
-        });
+    pub fn denied(&mut self, denial: Denial, refused: Refused) -> u64 {
+        self.queue(Pending::Denied { denial, refused });
+        if !refused.ends_with_ready() {
+            self.doomed = Some(self.segment);
+        }
         self.number()
     }
 
@@ -75,7 +64,7 @@ impl Conversation {
     /// have had.
     pub fn denied_by_name(&mut self, denial: Denial, cursor: Option<String>) -> u64 {
         self.queue(Pending::OwnQuestion { cursor });
-        let number = self.denied(denial, false);
+        let number = self.denied(denial, Refused::UnnamedParse);
         self.syncs += 1;
         self.segment += 1;
         self.queue(Pending::Sync);
@@ -249,6 +238,9 @@ impl Conversation {
     /// outcomes of its statements come back.
     fn queue(&mut self, pending: Pending) -> Vec<Outcome> {
         if !self.is_skipping() {
+            if self.is_doomed() {
+                self.retract();
+            }
             if pending.message().is_some() {
                 self.message += 1;
             }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::{BufMut, BytesMut};
 
-use super::{Alternative, Conversation};
+use super::{Alternative, Conversation, Refused};
 use crate::audit::event::StatementOutcome::{self, Error, Ok as Done, Skipped, Suspended};
 use crate::policy::Denial;
 use crate::protocol::postgres::{Decoder, Frame, Message, ProtocolError, Sender, decode};
@@ -175,7 +175,7 @@ fn an_empty_query_is_no_statement() {
 #[test]
 fn a_denied_query_shows_the_denial_and_the_servers_status() {
     let mut it = conversation();
-    it.denied(denial(), true);
+    it.denied(denial(), Refused::Query);
     it.query(&allowed(1));
     let (seen, bytes) = answer(
         &mut it,
@@ -196,7 +196,7 @@ fn a_denied_query_shows_the_denial_and_the_servers_status() {
 #[test]
 fn a_fatal_error_is_not_taken_for_the_denial() {
     let mut it = conversation();
-    it.denied(denial(), true);
+    it.denied(denial(), Refused::Query);
     let fatal = message(b'E', b"SFATAL\0VFATAL\0C57P01\0Mbye\0\0");
     let (seen, bytes) = answer(&mut it, &[fatal]).expect("in step");
     assert_eq!(seen.tags, "E");
@@ -232,7 +232,7 @@ fn after_an_error_everything_to_sync_was_skipped() {
 #[test]
 fn a_denied_parse_fails_its_segment_and_not_the_next() {
     let mut it = conversation();
-    it.denied(denial(), false);
+    it.denied(denial(), Refused::UnnamedParse);
     it.bind(b"", b"", Bound::default());
     execute(&mut it, b"");
     it.sync().expect("no COPY");
@@ -241,7 +241,7 @@ fn a_denied_parse_fails_its_segment_and_not_the_next() {
     check(
         &mut it,
         &[
-            error("34000"),
+            error("42601"),
             ready(b'E'),
             message(b'1', b""),
             message(b'2', b""),

@@ -16,7 +16,9 @@ use crate::session::decide::{
 };
 use crate::session::driver::postgres::bound::{self, Bound};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
-use crate::session::driver::postgres::conversation::{Alternative, Data, Execution, Synced};
+use crate::session::driver::postgres::conversation::{
+    Alternative, Data, Execution, Refused, Synced,
+};
 use crate::session::driver::postgres::replication;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
@@ -193,7 +195,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 if let Some(stranger) = stranger {
                     return self.deny_by_name(&denied, &shown, &stranger);
                 }
-                self.deny(&denied, true)?;
+                self.deny(&denied, Refused::Query)?;
                 self.batch.and(Permit::refused_query(&shown));
             }
         }
@@ -227,13 +229,13 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             Ruling::Denied(denied) => {
                 let mut shown = BytesMut::new();
                 encode::parse(&mut shown, name, &denied.evidence);
-                let denial = denied.denial.clone();
-                let stmt = self.session.conversation().denied_parse(denial, name);
-                self.session.recorder.denied(stmt, &denied)?;
-                self.batch.and(match name.is_empty() {
-                    true => Permit::refused_parse(&shown),
-                    false => Permit::refused_extended(&shown),
-                });
+                if name.is_empty() {
+                    self.deny(&denied, Refused::UnnamedParse)?;
+                    self.batch.and(Permit::refused_unnamed_parse(&shown));
+                } else {
+                    self.deny(&denied, Refused::Extended)?;
+                    self.batch.and(Permit::refused_extended(&shown));
+                }
             }
         }
         Ok(())
@@ -343,7 +345,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             self.session.conversation().own_question();
             self.batch.and(Permit::own_describe(execution.portal()));
         }
-        self.deny(denied, false)?;
+        self.deny(denied, Refused::Extended)?;
         let shown = BytesMut::from(&message.bytes()[..]);
         self.batch.and(Permit::refused_extended(&shown));
         Ok(())
@@ -466,7 +468,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     }
 
     fn refuse_call(&mut self, message: &Message, denied: &Denied) -> Result<(), RelayError> {
-        self.deny(denied, true)?;
+        self.deny(denied, Refused::Call)?;
         let mut shown = BytesMut::new();
         let note = format!("[{} bytes withheld]", message.body().len());
         encode::withheld(&mut shown, b'F', &note);
@@ -570,7 +572,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             Naming::Fetch(name) => (Object::Portal(name.as_bytes()), Some(name.clone())),
             Naming::Execute(name) => (Object::Statement(name.as_bytes()), None),
             _ => {
-                self.deny(denied, true)?;
+                self.deny(denied, Refused::Query)?;
                 self.batch.and(Permit::refused_query(shown));
                 return Ok(());
             }
@@ -633,11 +635,11 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         }
     }
 
-    fn deny(&self, denied: &Denied, ends_with_ready: bool) -> Result<(), RelayError> {
+    fn deny(&self, denied: &Denied, refused: Refused) -> Result<(), RelayError> {
         let stmt = self
             .session
             .conversation()
-            .denied(denied.denial.clone(), ends_with_ready);
+            .denied(denied.denial.clone(), refused);
         self.session.recorder.denied(stmt, denied)?;
         Ok(())
     }

@@ -33,9 +33,7 @@ enum Request {
     Query(u64, Vec<String>),
     /// A function call.
     Call(u64),
-    Denied {
-        query: bool,
-    },
+    Denied(Refused),
     Parse(String, String),
     Bind(String, String),
     Describe(Kind, String),
@@ -112,7 +110,10 @@ impl Server {
                 }
                 self.ready();
             }
-            Request::Denied { query: true } => {
+            Request::Denied(refused) if refused.ends_with_ready() => {
+                if *refused == Refused::Query {
+                    self.statements.remove("");
+                }
                 self.fail();
                 self.ready();
             }
@@ -166,7 +167,12 @@ impl Server {
             _ => Ok(()),
         };
         match request {
-            Request::Denied { .. } => return Err(Failed),
+            Request::Denied(refused) => {
+                if *refused == Refused::UnnamedParse {
+                    self.statements.remove("");
+                }
+                return Err(Failed);
+            }
             Request::Parse(name, text) => {
                 if name.is_empty() {
                     self.statements.remove("");
@@ -322,9 +328,14 @@ impl Play {
                 Request::Call(number)
             }
             3 => {
-                let query = dice.roll(2) == 0;
-                self.it.denied(denial(), query);
-                Request::Denied { query }
+                let refused = match dice.roll(4) {
+                    0 => Refused::Query,
+                    1 => Refused::Call,
+                    2 => Refused::UnnamedParse,
+                    _ => Refused::Extended,
+                };
+                self.it.denied(denial(), refused);
+                Request::Denied(refused)
             }
             4..=6 => {
                 let text = text(dice, &mut self.fresh);

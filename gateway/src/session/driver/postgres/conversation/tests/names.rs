@@ -318,8 +318,100 @@ fn a_denied_text_changes_nothing() {
     let mut it = with_prepared(b"s", "SELECT 1");
     it.follow_query(&read("DEALLOCATE s; PREPARE s AS DELETE FROM t"));
     it.retract();
-    it.denied(denial(), true);
+    it.denied(denial(), Refused::Query);
     assert_eq!(query(&mut it, "EXECUTE s"), ["SELECT 1"]);
+}
+
+/// The server drops it before it reads the text that is to replace it.
+#[test]
+fn the_unnamed_statement_is_gone_when_what_replaces_it_fails() {
+    for (refused, status) in [(Refused::UnnamedParse, b'E'), (Refused::Query, b'I')] {
+        let mut it = with_prepared(b"", "SELECT 1");
+        it.denied(denial(), refused);
+        if refused == Refused::UnnamedParse {
+            it.sync().expect("no COPY");
+        }
+        // It is not known yet whether the server gets there.
+        it.bind(b"", b"", Bound::default());
+        assert_eq!(runs(&it, b""), "SELECT 1", "{refused:?}");
+        answered(&mut it, &[error("42601"), ready(status)]);
+        it.bind(b"", b"", Bound::default());
+        assert_eq!(runs(&it, b""), "", "{refused:?}");
+    }
+    let mut it = with_prepared(b"", "SELECT 1");
+    query(&mut it, "SELECT no_such_column");
+    answered(&mut it, &[error("42703"), ready(b'I')]);
+    it.bind(b"", b"", Bound::default());
+    assert_eq!(runs(&it, b""), "");
+}
+
+/// However the denial's segment ends: nothing behind the denial is reached.
+#[test]
+fn what_stands_behind_a_denial_gives_no_names_away() {
+    for refused in [Refused::UnnamedParse, Refused::Extended] {
+        let mut it = with_prepared(b"s", "SELECT 1");
+        it.bind(b"before", b"s", Bound::default());
+        it.denied(denial(), refused);
+        it.bind(b"p", b"s", Bound::default());
+        it.close(Object::Statement(b"s"));
+        parse(&mut it, b"t", "SELECT 2");
+        query(&mut it, "PREPARE u AS SELECT 3");
+        it.sync().expect("no COPY");
+        for (portal, what) in [(&b"before"[..], "SELECT 1"), (b"p", "")] {
+            assert_eq!(runs(&it, portal), what, "{refused:?}");
+        }
+        for (statement, what) in [(&b"s"[..], "SELECT 1"), (b"t", ""), (b"u", "")] {
+            it.bind(b"", statement, Bound::default());
+            assert_eq!(runs(&it, b""), what, "{refused:?}");
+        }
+        // The next segment is another matter.
+        parse(&mut it, b"t", "SELECT 4");
+        it.bind(b"", b"t", Bound::default());
+        assert_eq!(runs(&it, b""), "SELECT 4");
+    }
+    // A denied simple query fails alone.
+    let mut it = conversation();
+    it.denied(denial(), Refused::Query);
+    parse(&mut it, b"t", "SELECT 2");
+    it.bind(b"", b"t", Bound::default());
+    assert_eq!(runs(&it, b""), "SELECT 2");
+}
+
+/// Were it forgotten, it could run as what nobody has prepared.
+#[test]
+fn the_unnamed_statement_stays_where_the_server_has_not_come_to_it() {
+    let stays = |it: &mut Conversation| {
+        it.bind(b"", b"", Bound::default());
+        assert_eq!(runs(it, b""), "SELECT 1");
+    };
+    for refused in [Refused::Extended, Refused::Call] {
+        let mut it = with_prepared(b"", "SELECT 1");
+        it.denied(denial(), refused);
+        if !refused.ends_with_ready() {
+            it.sync().expect("no COPY");
+        }
+        answered(&mut it, &[error("34000"), ready(b'I')]);
+        stays(&mut it);
+    }
+    // Skipped.
+    let mut it = with_prepared(b"", "SELECT 1");
+    it.bind(b"", b"nobody", Bound::default());
+    it.denied(denial(), Refused::UnnamedParse);
+    it.sync().expect("no COPY");
+    answered(&mut it, &[error("26000"), ready(b'I')]);
+    stays(&mut it);
+    // Not even converted, or held.
+    for sqlstate in ["22021", "22P05", "53200", "54000"] {
+        let mut it = with_prepared(b"", "SELECT 1");
+        parse(&mut it, b"", "SELECT 2");
+        it.sync().expect("no COPY");
+        answered(&mut it, &[error(sqlstate), ready(b'I')]);
+        stays(&mut it);
+        let mut it = with_prepared(b"", "SELECT 1");
+        query(&mut it, "SELECT 2");
+        answered(&mut it, &[error(sqlstate), ready(b'I')]);
+        stays(&mut it);
+    }
 }
 
 #[test]
