@@ -131,7 +131,7 @@ fn asyncpg() {
 fn node_postgres() {
     let site = Site::new(|setup| setup);
     let script = NodeScript::new(
-        &site.gateway,
+        &site.gateway.public_folder("node"),
         "deny_node.js",
         include_str!("clients/deny_node.js"),
     );

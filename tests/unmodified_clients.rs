@@ -164,6 +164,21 @@ fn same(expected: &Ended, seen: &Ended) {
     assert_eq!(expected.stderr, seen.stderr, "{seen}");
 }
 
+/// Notices that come before the session is open.
+#[test]
+fn what_the_server_remarks_at_the_start() {
+    let server = Postgres::start();
+    let gateway = Gateway::in_front_of(&server);
+    let words = |address: String| {
+        let address = format!("{address} application_name={}", "x".repeat(65));
+        psql_words(&address, ["SELECT 'in'"])
+    };
+    let expected = server.directly(words(server.address("127.0.0.1")));
+    let expected = expected.succeeds().complains("will be truncated to");
+    let seen = gateway.as_agent(words(gateway.address("127.0.0.1")));
+    same(&expected, &seen);
+}
+
 #[test]
 fn every_byte_of_the_protocol() {
     let server = Postgres::asking_for(Authentication::Trust);

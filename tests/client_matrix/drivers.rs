@@ -3,7 +3,7 @@
 
 use super::sheet::{Explained, Run, compare, of_lines};
 use super::way::{Place, Way};
-use crate::harness::npm::Modules;
+use crate::harness::NodeScript;
 use crate::harness::python::Environment;
 
 /// The gateway's own words about a target that refused a login.
@@ -44,10 +44,10 @@ fn node_postgres() {
         "node-postgres",
         &[("wrong database", WHOSE_FAULT)],
         |way, place| {
-            Modules::Drivers.copy_into(place.path());
-            let script = place.file("matrix.js", include_str!("../clients/matrix_node.js"));
+            let text = include_str!("../clients/matrix_node.js");
+            let script = NodeScript::new(place.path(), "matrix.js", text);
             let port = way.port().to_string();
-            of_lines(&way.run(&["node", &script, "127.0.0.1", &port]))
+            of_lines(&way.run(&script.words(["127.0.0.1", port.as_str()])))
         },
     );
 }

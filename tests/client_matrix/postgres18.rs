@@ -17,7 +17,7 @@ use super::programs::{interrupted, pgbench};
 use super::sheet::{Explained, Run, Test, compare, compare_ways, of_lines, of_program};
 use super::way::{Place, Server, Way};
 use crate::harness::authority::Certificate;
-use crate::harness::npm::Modules;
+use crate::harness::node::Modules;
 use crate::harness::port::Port;
 use crate::harness::program::{eventually, run};
 use crate::harness::python::Environment;

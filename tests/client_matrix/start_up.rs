@@ -8,9 +8,8 @@ use std::fs;
 
 use super::sheet::{Explained, Run, Test, compare_ways, of_lines};
 use super::way::{Place, Server, Way};
-use crate::harness::npm::Modules;
 use crate::harness::python::Environment;
-use crate::harness::{Authority, Postgres, scratch};
+use crate::harness::{Authority, NodeScript, Postgres, scratch};
 
 /// What clients dial; a certificate has to be for that.
 const HOSTS: [&str; 2] = ["127.0.0.1", "localhost"];
@@ -64,8 +63,7 @@ fn drivers_with_each_sslmode() {
         let python = Environment::Drivers.copy_into(place.path());
         let python = python.display().to_string();
         let script = place.file("tls.py", include_str!("../clients/tls.py"));
-        Modules::Drivers.copy_into(place.path());
-        let for_node = place.file("tls.js", include_str!("../clients/tls.js"));
+        let for_node = NodeScript::new(place.path(), "tls.js", include_str!("../clients/tls.js"));
         let port = way.port().to_string();
         let mut run = Run::new();
         for host in HOSTS {
@@ -75,7 +73,7 @@ fn drivers_with_each_sslmode() {
             };
             add(of_lines(&way.run(&[&python, &script, host, &port])));
             // Node verifies an address only where the certificate has it as one.
-            add(of_lines(&way.run(&["node", &for_node, host, &port])));
+            add(of_lines(&way.run(&for_node.words([host, port.as_str()]))));
         }
         for test in run.values_mut() {
             test.saw = way.without_port(&test.saw);

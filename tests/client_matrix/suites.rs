@@ -9,7 +9,10 @@ use crate::harness::Authority;
 use crate::harness::program::run;
 use crate::harness::python::Environment;
 
-const PG8000: &[Explained] = &[];
+const PG8000: &[Explained] = &[(
+    "test/native/auth/test_scram-sha-256.py::test_scram_sha_256_ssl_True",
+    "it turns the server's TLS off and expects a refusal: toward agents TLS is the gateway's own",
+)];
 
 #[test]
 #[ignore = "needs pg8000's sources: cargo xtask test clients"]
@@ -96,7 +99,7 @@ fn suite_of_dialects(place: &Place) -> String {
     folder.display().to_string()
 }
 
-/// One line of pytest's report for each test.
+/// One line of pytest's report for each test; those that are skipped are not there.
 #[track_caller]
 fn pytest(way: &Way, python: &str, folder: &str, arguments: &[&str]) -> Run {
     // pytest reads its settings from where it is started.
@@ -119,7 +122,7 @@ fn pytest(way: &Way, python: &str, folder: &str, arguments: &[&str]) -> Run {
             .trim_end()
             .trim_end_matches(|sign: char| "[]% ".contains(sign) || sign.is_ascii_digit());
         let (name, outcome) = line.rsplit_once(' ')?;
-        let known = ["PASSED", "FAILED", "SKIPPED", "ERROR", "XFAIL", "XPASS"];
+        let known = ["PASSED", "FAILED", "ERROR", "XFAIL", "XPASS"];
         if !name.contains("::") || !known.contains(&outcome) {
             return None;
         }

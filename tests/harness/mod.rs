@@ -20,7 +20,6 @@ pub mod fetched;
 pub mod gateway;
 pub mod issuer;
 pub mod node;
-pub mod npm;
 pub mod port;
 pub mod postgres;
 pub mod program;

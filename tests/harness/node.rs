@@ -1,42 +1,34 @@
-//! Node.js clients: Debian's Node.js, with node-postgres below the target folder, as the lock file has it.
+//! Node.js clients: Debian's Node.js, with what npm fetches for it below the target folder.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use sha2::{Digest, Sha256};
-
-use super::gateway::Gateway;
-use super::program::{run, run_within};
-
-/// Pinned, with every package below it, so that a release never turns the tests red by itself.
-const PACKAGES: &str = include_str!("../clients/node/package.json");
-const LOCK: &str = include_str!("../clients/node/package-lock.json");
+use super::fetched;
+use super::program::run;
 
 /// Debian's own: one from the user's home cannot be run by an agent.
 const NODE: &str = "/usr/bin/node";
 
-/// npm asks the registry; that may take its time.
-const INSTALLING: Duration = Duration::from_secs(180);
+/// What is below `node_modules`, pinned with the packages' hashes, so that a release never turns the tests red by
+/// itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Modules {
+    /// The database drivers.
+    Drivers,
+    /// A PostgreSQL 18 that was built with TLS.
+    Postgres18,
+}
 
-/// A script in `tests/clients` that requires node-postgres, ready to be run by anybody.
+/// A script in `tests/clients` that requires a database driver, ready to be run by anybody.
 pub struct NodeScript {
     script: PathBuf,
 }
 
 impl NodeScript {
-    pub fn new(gateway: &Gateway, name: &str, text: &str) -> NodeScript {
-        let folder = gateway.public_folder("node");
-        // The agent's user may be unable to walk to the target folder: it gets a copy.
-        let modules = folder.join("node_modules");
-        if !modules.exists() {
-            let mut cp = Command::new("cp");
-            cp.args(["-a", "--reflink=auto"])
-                .arg(environment().join("node_modules"))
-                .arg(&modules);
-            run(cp).succeeds();
-        }
+    /// The script and the drivers in a folder that everybody can reach.
+    pub fn new(folder: &Path, name: &str, text: &str) -> NodeScript {
+        Modules::Drivers.copy_into(folder);
         let script = folder.join(name);
         fs::write(&script, text).expect("the folder is ours");
         NodeScript { script }
@@ -51,29 +43,50 @@ impl NodeScript {
     }
 }
 
-/// The installed packages, made by the first test that needs them.
-fn environment() -> PathBuf {
-    let key = hex::encode(&Sha256::digest([PACKAGES, LOCK].concat())[..8]);
-    let cache = super::cache();
-    let environment = cache.join(format!("node-{key}"));
-    let lock = File::create(cache.join("node.lock")).expect("the target folder is writable");
-    lock.lock().expect("a file can be locked");
-    if !environment.exists() {
-        let unfinished = cache.join(format!("node-{key}.unfinished"));
-        let _ = fs::remove_dir_all(&unfinished);
-        create(&unfinished);
-        fs::rename(&unfinished, &environment).expect("the environment can be renamed");
+impl Modules {
+    /// `node_modules` below a folder that everybody can reach: the agent's user may be unable to walk to the target
+    /// folder.
+    pub fn copy_into(self, folder: &Path) -> PathBuf {
+        let copy = folder.join("node_modules");
+        if !copy.exists() {
+            let mut cp = Command::new("cp");
+            cp.args(["-a", "--reflink=auto"])
+                .arg(self.folder().join("node_modules"))
+                .arg(&copy);
+            run(cp).succeeds();
+        }
+        copy
     }
-    environment
-}
 
-fn create(folder: &Path) {
-    fs::create_dir_all(folder).expect("the target folder is writable");
-    for (name, text) in [("package.json", PACKAGES), ("package-lock.json", LOCK)] {
-        fs::write(folder.join(name), text).expect("the folder is ours");
+    /// Made by the first test that needs it.
+    fn folder(self) -> PathBuf {
+        let (manifest, lock) = self.pinned();
+        fetched::folder("npm", lock.as_bytes(), |folder| {
+            fs::create_dir_all(folder).expect("the cache is writable");
+            fs::write(folder.join("package.json"), manifest).expect("the folder is ours");
+            fs::write(folder.join("package-lock.json"), lock).expect("the folder is ours");
+            let mut npm = Command::new("npm");
+            npm.args(["ci", "--no-audit", "--no-fund", "--no-update-notifier"]);
+            if self == Self::Drivers {
+                // PostgreSQL's package makes its libraries' links in a script; the drivers need none.
+                npm.arg("--ignore-scripts");
+            }
+            npm.current_dir(folder);
+            fetched::succeeds(npm);
+        })
     }
-    let mut npm = Command::new("npm");
-    npm.args(["ci", "--ignore-scripts", "--no-audit", "--no-fund"])
-        .current_dir(folder);
-    run_within(INSTALLING, npm, b"").succeeds();
+
+    /// The manifest and its lock file.
+    fn pinned(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Drivers => (
+                include_str!("../clients/npm/drivers/package.json"),
+                include_str!("../clients/npm/drivers/package-lock.json"),
+            ),
+            Self::Postgres18 => (
+                include_str!("../clients/npm/postgres18/package.json"),
+                include_str!("../clients/npm/postgres18/package-lock.json"),
+            ),
+        }
+    }
 }

@@ -43,9 +43,42 @@ impl Secrets {
     }
 }
 
+/// Horspool's search: recordings of gigabytes are read after the tests that make them, by code that nobody has
+/// optimized.
 fn contains(haystack: &[u8], needle: &[u8]) -> bool {
-    !needle.is_empty()
-        && haystack
-            .windows(needle.len())
-            .any(|window| window == needle)
+    let Some((last, before)) = needle.split_last() else {
+        return false;
+    };
+    let mut steps = [needle.len(); 256];
+    for (at, byte) in before.iter().enumerate() {
+        steps[usize::from(*byte)] = before.len() - at;
+    }
+    let mut end = before.len();
+    while let Some(byte) = haystack.get(end) {
+        if byte == last && haystack[..end].ends_with(before) {
+            return true;
+        }
+        end += steps[usize::from(*byte)];
+    }
+    false
+}
+
+#[test]
+fn a_secret_is_found_wherever_it_stands() {
+    for (haystack, needle, expected) in [
+        ("needle", "needle", true),
+        ("a needle", "needle", true),
+        ("needles in hay", "needle", true),
+        ("nneedneedle", "needle", true),
+        ("aaaabaaab", "aaab", true),
+        ("abababac", "ababac", true),
+        ("xyz", "z", true),
+        ("needl", "needle", false),
+        ("eneedl needl e", "needle", false),
+        ("", "needle", false),
+        ("anything", "", false),
+    ] {
+        let found = contains(haystack.as_bytes(), needle.as_bytes());
+        assert_eq!(found, expected, "{needle:?} in {haystack:?}");
+    }
 }

@@ -83,7 +83,7 @@ impl Open {
             let mut reader = activity.of(reader);
             let agent_writer = &mut agent_writer;
             let relayed = async {
-                let mut welcome = welcome;
+                let mut welcome = welcome.map_err(RelayError::Target)?;
                 let recorded = shared.recorder.response(welcome.finish())?;
                 forward(agent_writer, recorded)
                     .await
@@ -136,15 +136,18 @@ impl Open {
     }
 
     /// What a client hears when it is let in.
-    fn welcome(&self) -> Delivery {
+    fn welcome(&self) -> Result<Delivery, ProtocolError> {
         let mut delivery = Delivery::default();
         delivery.own(encode::authentication_ok);
-        for parameter in &self.connection.parameters {
-            delivery.unchanged(parameter);
+        for message in &self.connection.announced {
+            match message.tag() {
+                b'N' => self.shared.notice(message, &mut delivery)?,
+                _ => delivery.unchanged(message),
+            }
         }
         delivery.own(|out| encode::backend_key(out, self.key.pid(), self.key.secret()));
         delivery.own(encode::ready_for_query);
-        delivery
+        Ok(delivery)
     }
 }
 

@@ -34,8 +34,8 @@ use login::{Channel, Login, Next};
 /// (`PG_MAX_AUTH_TOKEN_LENGTH`). Nothing that a server says then comes near.
 const MAX_LOGIN_MESSAGE: usize = 65_535;
 
-/// What a server may say of its parameters at the start; PostgreSQL says less than 1 KiB.
-const MAX_PARAMETERS: usize = 1 << 20;
+/// What a server may say of the session at the start; PostgreSQL says less than 1 KiB.
+const MAX_ANNOUNCED: usize = 1 << 20;
 
 /// The longest secret of a cancel key in any version of the protocol.
 const MAX_KEY: usize = 256;
@@ -76,8 +76,8 @@ pub struct Connection {
     pub writer: Writer,
     /// Bytes read but not yet decoded.
     pub buffer: BytesMut,
-    /// The ParameterStatus messages of the login, in order.
-    pub parameters: Vec<Message>,
+    /// What the target said of the session once the gateway was in, in order: ParameterStatus and NoticeResponse.
+    pub announced: Vec<Message>,
     pub backend_pid: u32,
     pub backend_key: Vec<u8>,
     /// The session's place among those that the target takes; the gateway's own connections need none.
@@ -214,7 +214,7 @@ impl Connection {
             reader,
             writer,
             buffer: BytesMut::new(),
-            parameters: Vec::new(),
+            announced: Vec::new(),
             backend_pid: 0,
             backend_key: Vec::new(),
             place: None,
@@ -270,7 +270,7 @@ async fn authenticate(
         match message.tag() {
             b'R' => {}
             b'E' => return Err(refused(message)),
-            // Notices during login are the server's small talk.
+            // Notices during the login are about the gateway's credential, which is no concern of the agent's.
             b'N' => continue,
             b'v' => {
                 understood(&message)?;
@@ -309,6 +309,10 @@ async fn settle(connection: &mut Connection) -> Result<(), UpstreamError> {
     let mut said = 0;
     loop {
         let message = connection.early_message().await?;
+        said += message.bytes().len();
+        if said > MAX_ANNOUNCED {
+            return Err(ProtocolError::Refused("what is said at the start does not end").into());
+        }
         match message.tag() {
             b'Z' => return Ok(()),
             b'S' => {
@@ -316,13 +320,7 @@ async fn settle(connection: &mut Connection) -> Result<(), UpstreamError> {
                 if name == b"standard_conforming_strings" && value != b"on" {
                     return Err(UpstreamError::Strings);
                 }
-                said += message.bytes().len();
-                if said > MAX_PARAMETERS {
-                    return Err(
-                        ProtocolError::Refused("the parameters at the start do not end").into(),
-                    );
-                }
-                connection.parameters.push(message);
+                connection.announced.push(message);
             }
             b'K' => {
                 let (pid, key) = backend::backend_key(&message)?;
@@ -332,7 +330,7 @@ async fn settle(connection: &mut Connection) -> Result<(), UpstreamError> {
                 connection.backend_pid = pid;
                 connection.backend_key = key.to_vec();
             }
-            b'N' => {}
+            b'N' => connection.announced.push(message),
             b'E' => return Err(refused(message)),
             tag => return Err(ProtocolError::Unexpected { tag }.into()),
         }

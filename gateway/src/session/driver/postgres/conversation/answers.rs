@@ -392,7 +392,8 @@ impl Conversation {
         self.failed = true;
     }
 
-    fn error_text(
+    /// An ErrorResponse or a NoticeResponse: its text may quote values that are masked.
+    pub fn error_text(
         &mut self,
         message: &Message,
         delivery: &mut Delivery,

@@ -10,7 +10,8 @@ use super::catalogue::CatalogueError;
 use super::conversation::Conversation;
 use crate::audit::event::Stage;
 use crate::policy::Denial;
-use crate::protocol::postgres::ProtocolError;
+use crate::protocol::postgres::{Message, ProtocolError};
+use crate::session::mask::Delivery;
 use crate::session::record::{EvidenceError, Recorder};
 
 mod incoming;
@@ -61,6 +62,11 @@ impl Session {
         self.conversation
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the target remarked before anything was asked of it.
+    pub fn notice(&self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
+        self.conversation().error_text(message, delivery)
     }
 
     /// Whether everything that was asked has been answered, and the answers delivered.
