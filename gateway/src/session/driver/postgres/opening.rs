@@ -251,7 +251,8 @@ impl Opening {
         catalogue: Arc<Catalogue>,
     ) -> Result<Conversation, Refusal> {
         let mut conversation = Conversation::new(catalogue);
-        for parameter in &connection.parameters {
+        let announced = connection.announced.iter();
+        for parameter in announced.filter(|message| message.tag() == b'S') {
             conversation.parameter(parameter).map_err(|error| {
                 refusal(
                     Stage::Upstream,
