@@ -409,13 +409,13 @@ impl Opening {
             replication: parameters.replication.is_some(),
             recording: recordings::file_name(self.session),
         })?;
-        Ok(Recorder::new(
+        Recorder::new(
             Arc::clone(&gateway.log),
             self.session,
             self.who.clone(),
             writer,
             self.accepted_at,
-        ))
+        )
     }
 
     pub(super) async fn cancel(&self, pid: u32, key: &[u8], gateway: &Gateway) {
