@@ -148,7 +148,7 @@ fn make_room<K, V>(known: &mut HashMap<K, V>) {
 
 /// Whether it only reads and writes rows: it neither names another statement nor copies, and leaves the
 /// schema and the session's settings as they are.
-fn is_plain(meaning: &Meaning) -> bool {
+pub(super) fn is_plain(meaning: &Meaning) -> bool {
     let statement = &meaning.statement;
     let rows = |verb: &Verb| {
         matches!(
@@ -167,12 +167,12 @@ fn is_plain(meaning: &Meaning) -> bool {
         && statement.shows.is_empty()
 }
 
-fn may_hold_card(text: &str) -> bool {
+pub(super) fn may_hold_card(text: &str) -> bool {
     text.bytes().filter(u8::is_ascii_digit).count() >= CARD_DIGITS
 }
 
 /// What stands around the statement in its text, if that is nothing but blanks and separators.
-fn around(text: &str, statement: &str) -> Option<(usize, usize)> {
+pub(super) fn around(text: &str, statement: &str) -> Option<(usize, usize)> {
     let before = text.find(statement)?;
     let (head, rest) = text.split_at(before);
     let tail = rest.get(statement.len()..)?;
@@ -183,7 +183,7 @@ fn around(text: &str, statement: &str) -> Option<(usize, usize)> {
     (is_blank(head) && is_blank(tail)).then_some((head.len(), tail.len()))
 }
 
-fn without(text: &str, (before, behind): (usize, usize)) -> Option<&str> {
+pub(super) fn without(text: &str, (before, behind): (usize, usize)) -> Option<&str> {
     text.get(before..text.len().checked_sub(behind)?)
 }
 

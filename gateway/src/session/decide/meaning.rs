@@ -76,6 +76,13 @@ impl Meaning {
         }
     }
 
+    /// The same of a statement that differs in its text alone, which evidence shows as it is.
+    pub(super) fn again_as(&self, text: &str) -> Self {
+        let mut statement = Statement::clone(&self.statement);
+        text.clone_into(&mut statement.text);
+        Self::new(statement, text.to_owned(), None)
+    }
+
     /// What an empty text stands for.
     pub fn nothing() -> Self {
         Self::new(sql::nothing(), String::new(), None)

@@ -20,6 +20,7 @@ mod copying;
 mod judge;
 mod known;
 mod meaning;
+mod remembered;
 
 pub use analyst::{Analysed, Analyst};
 pub use copying::{Copying, Layout};
