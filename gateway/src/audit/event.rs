@@ -325,6 +325,46 @@ pub struct StmtResult<'a> {
     pub duration_us: u64,
 }
 
+/// [`Event::Deny`] in a session, as written.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DenyOfSession<'a> {
+    pub stage: Stage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stmt: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statement: Option<&'a str>,
+    pub rule: &'a str,
+    pub reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<&'a str>,
+}
+
+impl OfSession for DenyOfSession<'_> {
+    const NAME: &'static str = "deny";
+}
+
+/// [`Event::SessionClose`], as written.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SessionClose<'a> {
+    pub outcome: SessionOutcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+    pub statements: u64,
+    pub denied: u64,
+    pub rows: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub masked: u64,
+    pub duration_us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recording_sha256: Option<&'a str>,
+    pub recording_frames: u64,
+}
+
+impl OfSession for SessionClose<'_> {
+    const NAME: &'static str = "session.close";
+}
+
 impl OfSession for StmtResult<'_> {
     const NAME: &'static str = "stmt.result";
 }

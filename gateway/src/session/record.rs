@@ -12,8 +12,8 @@ use super::decide::{Allowed, Denied, Permit};
 use super::mask::Masked;
 use crate::audit::chain::Draft;
 use crate::audit::event::{
-    Decision, Event, OfSession, Parameter, Preamble, SessionId, SessionOutcome, Stage,
-    StatementOutcome, StatementProtocol, StmtIntent, StmtResult, Who,
+    Decision, DenyOfSession, Event, OfSession, Parameter, Preamble, SessionClose, SessionId,
+    SessionOutcome, Stage, StatementOutcome, StatementProtocol, StmtIntent, StmtResult, Who,
 };
 use crate::policy::Denial;
 use crate::recording::frame::Direction;
@@ -76,8 +76,6 @@ struct Totals {
 #[derive(Debug)]
 pub struct Recorder {
     log: Arc<Log>,
-    session: SessionId,
-    who: Who,
     preamble: Preamble,
     opened: Instant,
     state: Mutex<State>,
@@ -100,15 +98,13 @@ impl Recorder {
     pub fn new(
         log: Arc<Log>,
         session: SessionId,
-        who: Who,
+        who: &Who,
         writer: RecordingWriter,
         opened: Instant,
     ) -> Result<Self, EvidenceError> {
-        let preamble = Preamble::new(session, &who).map_err(LogError::from)?;
+        let preamble = Preamble::new(session, who).map_err(LogError::from)?;
         Ok(Self {
             log,
-            session,
-            who,
             preamble,
             opened,
             state: Mutex::new(State {
@@ -178,7 +174,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// A leaf that goes to the log with the next bytes.
+    /// A leaf that goes to the log with the next bytes, or at the session's end.
     fn statement(&self, event: &impl OfSession) -> Result<(), EvidenceError> {
         let draft = Draft::of_session(SystemTime::now(), &self.preamble, event);
         let draft = draft.map_err(LogError::from)?;
@@ -224,14 +220,14 @@ impl Recorder {
         denial: &Denial,
     ) -> Result<(), EvidenceError> {
         self.with(|state| state.totals.denied += 1);
-        self.leaf(&denial_event(
-            Some(self.session),
-            &self.who,
+        self.statement(&DenyOfSession {
             stage,
             stmt,
-            statement,
-            denial,
-        ))
+            statement: statement.as_deref(),
+            rule: &denial.rule,
+            reason: &reason(denial),
+            hint: Some(&denial.hint),
+        })
     }
 
     pub fn result(&self, outcome: &Outcome) -> Result<(), EvidenceError> {
@@ -262,11 +258,9 @@ impl Recorder {
             return Ok(());
         };
         let digest = writer.finish(SystemTime::now());
-        self.leaf(&Event::SessionClose {
-            session: self.session,
-            who: self.who.clone(),
+        self.statement(&SessionClose {
             outcome,
-            reason,
+            reason: reason.as_deref(),
             statements: totals.statements,
             denied: totals.denied,
             rows: totals.rows,
@@ -274,16 +268,11 @@ impl Recorder {
             bytes_out: totals.bytes_out,
             masked: totals.masked,
             duration_us: micros(self.opened),
-            recording_sha256: digest.as_ref().ok().map(|digest| digest.sha256.clone()),
+            recording_sha256: digest.as_ref().ok().map(|digest| digest.sha256.as_str()),
             recording_frames: digest.as_ref().map_or(0, |digest| digest.frames),
         })?;
-        digest?;
-        Ok(())
-    }
-
-    fn leaf(&self, event: &Event) -> Result<(), EvidenceError> {
         self.flush()?;
-        self.log.append(event)?;
+        digest?;
         Ok(())
     }
 
@@ -309,9 +298,13 @@ pub fn denial_event(
         stmt,
         statement,
         rule: denial.rule.clone(),
-        reason: format!("{}: {}", denial.message, denial.detail),
+        reason: reason(denial),
         hint: Some(denial.hint.clone()),
     }
+}
+
+fn reason(denial: &Denial) -> String {
+    format!("{}: {}", denial.message, denial.detail)
 }
 
 fn length(bytes: &Gathered) -> u64 {

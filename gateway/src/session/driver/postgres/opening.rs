@@ -169,7 +169,7 @@ impl Opening {
         &mut self,
         startup: &Startup,
         gateway: &Gateway,
-    ) -> Result<Open, Refusal> {
+    ) -> Result<(Box<Open>, Connection), Refusal> {
         let parameters = parameters::accept(startup).map_err(|refused| {
             refusal(
                 Stage::Startup,
@@ -227,11 +227,10 @@ impl Opening {
                 )
             })?;
         let key = self.issue_key(&connection, dial, startup, gateway)?;
-        Ok(Open {
+        let open = Open {
             session: self.session,
             judge,
             catalogues,
-            connection,
             key,
             shared: Session {
                 conversation: Mutex::new(Conversation::new(catalogue)),
@@ -240,7 +239,8 @@ impl Opening {
                 delivering: AtomicBool::new(false),
                 replication: parameters.replication.map(|_| rule),
             },
-        })
+        };
+        Ok((Box::new(open), connection))
     }
 
     fn permit_replication(&self, parameters: &parameters::Accepted) -> Result<(), Refusal> {
@@ -412,7 +412,7 @@ impl Opening {
         Recorder::new(
             Arc::clone(&gateway.log),
             self.session,
-            self.who.clone(),
+            &self.who,
             writer,
             self.accepted_at,
         )

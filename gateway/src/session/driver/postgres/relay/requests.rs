@@ -130,7 +130,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 conversation().copy_end();
                 self.control(message, Shown::AsSent)?;
             }
-            Frontend::FunctionCall(call) => self.call(message, &call).await?,
+            Frontend::FunctionCall(call) => Box::pin(self.call(message, &call)).await?,
             Frontend::Terminate => {
                 self.control(message, Shown::AsSent)?;
                 return Ok(Next::End);
@@ -500,7 +500,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     /// change, so an Execute needs it as much as a new text does.
     async fn catalogue(&self) -> Result<Arc<Catalogue>, RelayError> {
         let catalogue = match self.schema_moves {
-            true => self.catalogues.renewed().await?,
+            true => Box::pin(self.catalogues.renewed()).await?,
             false => self.catalogues.current().await?,
         };
         self.session
@@ -511,7 +511,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
 
     /// The catalogue, asked anew.
     async fn renewed(&self) -> Result<Arc<Catalogue>, RelayError> {
-        let catalogue = self.catalogues.renewed().await?;
+        let catalogue = Box::pin(self.catalogues.renewed()).await?;
         self.session
             .conversation()
             .update_catalogue(Arc::clone(&catalogue));
@@ -526,7 +526,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             self.session.conversation().follow_query(&[meaning]);
             return Ok((Ruling::Allowed(allowed), None));
         }
-        let (analysed, catalogue) = match self.read(text).await? {
+        let (analysed, catalogue) = match Box::pin(self.read(text)).await? {
             Ok(read) => read,
             Err(denied) => return Ok((Ruling::Denied(denied), None)),
         };
@@ -587,7 +587,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         if let Some((meaning, allowed)) = self.known_prepared(plain).await? {
             return Ok((Ruling::Allowed(allowed), vec![meaning]));
         }
-        let (analysed, catalogue) = match self.read(text).await? {
+        let (analysed, catalogue) = match Box::pin(self.read(text)).await? {
             Ok(read) => read,
             Err(denied) => return Ok((Ruling::Denied(denied), Vec::new())),
         };
