@@ -210,10 +210,11 @@ impl Server {
     fn admit(&mut self, socket: TcpStream, peer: SocketAddr) {
         let shared = Arc::clone(&self.gateway);
         if let Ok(slot) = Arc::clone(&self.room.sessions).try_acquire_owned() {
-            self.sessions.spawn(async move {
+            let it = async move {
                 session::serve(socket, shared).await;
                 drop(slot);
-            });
+            };
+            self.sessions.spawn(it);
         } else if let Ok(slot) = Arc::clone(&self.room.refusals).try_acquire_owned() {
             self.sessions.spawn(async move {
                 session::refuse_full(socket, shared).await;

@@ -21,7 +21,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::event::Event;
+use super::event::{Event, OfSession, Preamble};
 
 /// A SHA-256 digest, printed in lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,6 +33,8 @@ pub const GENESIS: Hash = Hash([0; 32]);
 const HEX: usize = 64;
 /// At most what a line has behind its event: two hashes, a number, their names.
 const TAIL: usize = 192;
+/// What most events of a session take besides their preamble.
+const ROOM: usize = 512;
 const SEQ: &[u8] = b",\"seq\":";
 const PREV: &[u8] = b",\"prev\":\"";
 const HASH: &[u8] = b",\"hash\":\"";
@@ -111,6 +113,34 @@ impl Draft {
         let mut digest = Sha256::new();
         digest.update(&bytes);
         Ok(Draft { bytes, digest })
+    }
+
+    /// The same for an event of a session whose first members are written already.
+    pub fn of_session<E: OfSession>(
+        time: SystemTime,
+        preamble: &Preamble,
+        event: &E,
+    ) -> Result<Draft, serde_json::Error> {
+        let mut bytes = Vec::with_capacity(preamble.members().len() + ROOM);
+        let (time, name) = (rfc3339(time), E::NAME);
+        // Writing to a Vec cannot fail.
+        let _ = write!(bytes, "{{\"time\":\"{time}\",\"event\":\"{name}\",");
+        bytes.extend_from_slice(preamble.members());
+        let brace = bytes.len();
+        serde_json::to_writer(&mut bytes, event)?;
+        if let Some(brace) = bytes.get_mut(brace) {
+            *brace = b',';
+        }
+        bytes.pop(); // the closing brace: `link` goes on from here
+        let mut digest = Sha256::new();
+        digest.update(&bytes);
+        Ok(Draft { bytes, digest })
+    }
+
+    /// In bytes, as far as it is written.
+    #[expect(clippy::len_without_is_empty, reason = "no event is empty")]
+    pub fn len(&self) -> usize {
+        self.bytes.len()
     }
 
     /// Gives the event its place: number `seq`, after the line whose hash is `prev`.
@@ -355,6 +385,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::event::tests::{close, deny, intent, open, result, start};
+    use super::super::event::{StmtIntent, StmtResult};
     use super::*;
 
     fn at(seq: u64) -> SystemTime {
@@ -406,6 +437,77 @@ mod tests {
         assert_eq!(record.seq, 3);
         assert_eq!(record.event, intent(1, 1, "select name from customers"));
         assert_eq!(record.time.as_microsecond(), 1_767_225_600_003_703);
+    }
+
+    #[test]
+    fn a_sessions_events_are_written_the_same_way_behind_their_preamble() {
+        let (long, short) = (intent(1, 7, "select \"é\""), result(1, 7));
+        let Event::StmtIntent {
+            session,
+            who,
+            stmt,
+            protocol,
+            statement,
+            runs,
+            decision,
+            rule,
+            verbs,
+            tables,
+            params,
+            parameters,
+        } = &long
+        else {
+            panic!("an intent");
+        };
+        let preamble = Preamble::new(*session, who).unwrap();
+        let written = StmtIntent {
+            stmt: *stmt,
+            protocol: *protocol,
+            statement,
+            runs: runs.as_deref(),
+            decision: *decision,
+            rule,
+            verbs,
+            tables,
+            params: *params,
+            parameters,
+        };
+        let draft = Draft::of_session(at(1), &preamble, &written).unwrap();
+        assert_eq!(
+            draft.link(1, GENESIS),
+            encode(1, at(1), &long, GENESIS).unwrap()
+        );
+        let Event::StmtResult {
+            session,
+            who,
+            stmt,
+            outcome,
+            sqlstate,
+            tag,
+            rows,
+            bytes,
+            masked,
+            duration_us,
+        } = &short
+        else {
+            panic!("a result");
+        };
+        let preamble = Preamble::new(*session, who).unwrap();
+        let written = StmtResult {
+            stmt: *stmt,
+            outcome: *outcome,
+            sqlstate: sqlstate.as_deref(),
+            tag: tag.as_deref(),
+            rows: *rows,
+            bytes: *bytes,
+            masked: *masked,
+            duration_us: *duration_us,
+        };
+        let draft = Draft::of_session(at(2), &preamble, &written).unwrap();
+        assert_eq!(
+            draft.link(2, GENESIS),
+            encode(2, at(2), &short, GENESIS).unwrap()
+        );
     }
 
     #[test]

@@ -255,6 +255,120 @@ pub enum SessionOutcome {
     Crashed,
 }
 
+/// What every event of a session begins with: written once, since it is most of a line.
+#[derive(Clone, Debug)]
+pub struct Preamble(Vec<u8>);
+
+impl Preamble {
+    /// # Errors
+    /// What cannot be written as JSON.
+    pub fn new(session: SessionId, who: &Who) -> Result<Preamble, serde_json::Error> {
+        #[derive(Serialize)]
+        struct Members<'a> {
+            session: SessionId,
+            #[serde(flatten)]
+            who: &'a Who,
+        }
+        let mut bytes = serde_json::to_vec(&Members { session, who })?;
+        // An object's members without its braces.
+        bytes.pop();
+        bytes.remove(0);
+        Ok(Preamble(bytes))
+    }
+
+    /// `"session":"…","agent":…`
+    pub fn members(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// An event of a session behind its [`Preamble`]: the members of the [`Event`] of the same name.
+pub trait OfSession: Serialize {
+    /// As [`Event`] serialises it.
+    const NAME: &'static str;
+}
+
+/// [`Event::StmtIntent`], as written.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct StmtIntent<'a> {
+    pub stmt: u64,
+    pub protocol: StatementProtocol,
+    pub statement: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runs: Option<&'a str>,
+    pub decision: Decision,
+    pub rule: &'a str,
+    pub verbs: &'a [String],
+    pub tables: &'a [String],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub params: Option<usize>,
+    #[serde(skip_serializing_if = "<[Parameter]>::is_empty")]
+    pub parameters: &'a [Parameter],
+}
+
+impl OfSession for StmtIntent<'_> {
+    const NAME: &'static str = "stmt.intent";
+}
+
+/// [`Event::StmtResult`], as written.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct StmtResult<'a> {
+    pub stmt: u64,
+    pub outcome: StatementOutcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sqlstate: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag: Option<&'a str>,
+    pub rows: u64,
+    pub bytes: u64,
+    pub masked: u64,
+    pub duration_us: u64,
+}
+
+/// [`Event::Deny`] in a session, as written.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct DenyOfSession<'a> {
+    pub stage: Stage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stmt: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub statement: Option<&'a str>,
+    pub rule: &'a str,
+    pub reason: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hint: Option<&'a str>,
+}
+
+impl OfSession for DenyOfSession<'_> {
+    const NAME: &'static str = "deny";
+}
+
+/// [`Event::SessionClose`], as written.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct SessionClose<'a> {
+    pub outcome: SessionOutcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'a str>,
+    pub statements: u64,
+    pub denied: u64,
+    pub rows: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+    pub masked: u64,
+    pub duration_us: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub recording_sha256: Option<&'a str>,
+    pub recording_frames: u64,
+}
+
+impl OfSession for SessionClose<'_> {
+    const NAME: &'static str = "session.close";
+}
+
+impl OfSession for StmtResult<'_> {
+    const NAME: &'static str = "stmt.result";
+}
+
 /// One event. The serialised name is the `event` member of its line.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "event")]

@@ -13,8 +13,10 @@ pub mod tls;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::config::{ChannelBinding, CredentialSource, LoginMethod};
+use crate::protocol::postgres::scram::client::{Challenged, Keys};
 
 pub use secret::Secret;
 
@@ -32,9 +34,24 @@ pub struct Credential {
     /// The ways to log in that are accepted, where they were chosen.
     pub require_auth: Option<BTreeSet<LoginMethod>>,
     pub channel_binding: ChannelBinding,
+    /// What the password last came to in SCRAM. A server's salt stays the same until the password is set anew.
+    pub(crate) scram: Mutex<Option<Arc<Keys>>>,
 }
 
 impl Credential {
+    /// The keys that prove the password to a server with this salt; none without a password.
+    pub(crate) fn scram_keys(&self, challenged: &Challenged) -> Option<Arc<Keys>> {
+        let password = self.password.as_ref()?;
+        let kept = || self.scram.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = kept().clone().filter(|keys| keys.fit(challenged));
+        if known.is_some() {
+            return known;
+        }
+        let keys = Arc::new(Keys::derive(password.expose(), challenged));
+        *kept() = Some(Arc::clone(&keys));
+        Some(keys)
+    }
+
     /// Whether the server may ask in this way. By default a password goes out in clear only to a server that
     /// an authority vouches for (`verified`).
     pub fn accepts(&self, method: LoginMethod, verified: bool) -> bool {
@@ -100,6 +117,7 @@ pub fn load(source: &CredentialSource) -> Result<Credential, CredentialError> {
         password,
         require_auth: source.require_auth.clone(),
         channel_binding: source.channel_binding,
+        scram: Mutex::default(),
     })
 }
 
@@ -222,6 +240,7 @@ mod tests {
                 password: None,
                 require_auth: require_auth.map(|methods| methods.iter().copied().collect()),
                 channel_binding: ChannelBinding::Prefer,
+                scram: Mutex::default(),
             };
             credential.accepts(method, verified)
         };
@@ -243,6 +262,7 @@ mod tests {
             password: Some(Secret::new("hunter2".to_owned())),
             require_auth: None,
             channel_binding: ChannelBinding::Prefer,
+            scram: Mutex::default(),
         };
         let printed = format!("{credential:?}");
         assert!(

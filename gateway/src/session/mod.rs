@@ -52,14 +52,15 @@ pub async fn serve(socket: TcpStream, gateway: Arc<Gateway>) {
     if accepted.flow().original.port() == DNS {
         let flow = accepted.flow().clone();
         let dns = Arc::clone(gateway.identities.dns());
-        let answers = dns.serve_tcp(accepted.into_socket(), flow);
+        let answers = Box::pin(dns.serve_tcp(accepted.into_socket(), flow));
         return tokio::select! {
             () = answers => {}
             () = gateway.stopping() => {}
         };
     }
-    match identify::identify(accepted, &gateway.identities).await {
+    // Boxed, so that each has its memory while it lasts.
+    match Box::pin(identify::identify(accepted, &gateway.identities)).await {
         Ok(identified) => driver::serve(identified, &gateway).await,
-        Err(refused) => driver::refuse(refused, &gateway).await,
+        Err(refused) => Box::pin(driver::refuse(refused, &gateway)).await,
     }
 }

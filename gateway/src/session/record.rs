@@ -10,9 +10,10 @@ use std::time::{Instant, SystemTime};
 use super::buffers::Gathered;
 use super::decide::{Allowed, Denied, Permit};
 use super::mask::Masked;
+use crate::audit::chain::Draft;
 use crate::audit::event::{
-    Decision, Event, Parameter, SessionId, SessionOutcome, Stage, StatementOutcome,
-    StatementProtocol, Who,
+    Decision, DenyOfSession, Event, OfSession, Parameter, Preamble, SessionClose, SessionId,
+    SessionOutcome, Stage, StatementOutcome, StatementProtocol, StmtIntent, StmtResult, Who,
 };
 use crate::policy::Denial;
 use crate::recording::frame::Direction;
@@ -75,8 +76,7 @@ struct Totals {
 #[derive(Debug)]
 pub struct Recorder {
     log: Arc<Log>,
-    session: SessionId,
-    who: Who,
+    preamble: Preamble,
     opened: Instant,
     state: Mutex<State>,
 }
@@ -85,31 +85,41 @@ pub struct Recorder {
 struct State {
     writer: Option<RecordingWriter>,
     totals: Totals,
+    /// Leaves that go to the log together, before anything that follows from them.
+    leaves: Vec<Draft>,
+    /// Their size, in bytes.
+    gathered: usize,
 }
+
+/// What one session gathers of the log's lines before it writes them.
+const GATHERED: usize = 64 << 10;
 
 impl Recorder {
     pub fn new(
         log: Arc<Log>,
         session: SessionId,
-        who: Who,
+        who: &Who,
         writer: RecordingWriter,
         opened: Instant,
-    ) -> Self {
-        Self {
+    ) -> Result<Self, EvidenceError> {
+        let preamble = Preamble::new(session, who).map_err(LogError::from)?;
+        Ok(Self {
             log,
-            session,
-            who,
+            preamble,
             opened,
             state: Mutex::new(State {
                 writer: Some(writer),
                 totals: Totals::default(),
+                leaves: Vec::new(),
+                gathered: 0,
             }),
-        }
+        })
     }
 
     /// The request bytes, as evidence shows them, are on file; the upstream bytes may go.
     pub fn request(&self, permit: Permit) -> Result<Recorded, EvidenceError> {
         let (upstream, evidence) = permit.into_parts();
+        self.flush()?;
         self.append(Direction::AgentToTarget, &evidence)?;
         self.with(|state| state.totals.bytes_in += length(&evidence));
         Ok(Recorded(upstream))
@@ -118,6 +128,7 @@ impl Recorder {
     /// The response bytes are on file as the agent will see them.
     pub fn response(&self, masked: Masked) -> Result<Recorded, EvidenceError> {
         let bytes = masked.into_bytes();
+        self.flush()?;
         self.append(Direction::TargetToAgent, &bytes)?;
         self.with(|state| state.totals.bytes_out += length(&bytes));
         Ok(Recorded(bytes))
@@ -146,21 +157,46 @@ impl Recorder {
         bindings: Option<Bindings<'_>>,
     ) -> Result<(), EvidenceError> {
         for (stmt, statement) in (first..).zip(allowed.statements()) {
-            self.leaf(&Event::StmtIntent {
-                session: self.session,
-                who: self.who.clone(),
+            self.statement(&StmtIntent {
                 stmt,
                 protocol,
-                statement: statement.text.clone(),
-                runs: statement.runs.clone(),
+                statement: &statement.text,
+                runs: statement.runs.as_deref(),
                 decision: Decision::Allow,
-                rule: statement.rule.clone(),
-                verbs: statement.verbs.clone(),
-                tables: statement.tables.clone(),
+                rule: &statement.rule,
+                verbs: &statement.verbs,
+                tables: &statement.tables,
                 params: bindings.map(|bindings| bindings.count),
-                parameters: bindings.map_or_else(Vec::new, |bindings| bindings.shown.to_vec()),
+                parameters: bindings.map_or(&[], |bindings| bindings.shown),
             })?;
             self.with(|state| state.totals.statements += 1);
+        }
+        Ok(())
+    }
+
+    /// A leaf that goes to the log with the next bytes, or at the session's end.
+    fn statement(&self, event: &impl OfSession) -> Result<(), EvidenceError> {
+        let draft = Draft::of_session(SystemTime::now(), &self.preamble, event);
+        let draft = draft.map_err(LogError::from)?;
+        let gathered = self.with(|state| {
+            state.gathered += draft.len();
+            state.leaves.push(draft);
+            state.gathered
+        });
+        match gathered < GATHERED {
+            true => Ok(()),
+            false => self.flush(),
+        }
+    }
+
+    /// What is to be in the log is there when this returns.
+    pub fn flush(&self) -> Result<(), EvidenceError> {
+        let leaves = self.with(|state| {
+            state.gathered = 0;
+            std::mem::take(&mut state.leaves)
+        });
+        if !leaves.is_empty() {
+            self.log.append_drafts(SystemTime::now(), leaves)?;
         }
         Ok(())
     }
@@ -184,14 +220,14 @@ impl Recorder {
         denial: &Denial,
     ) -> Result<(), EvidenceError> {
         self.with(|state| state.totals.denied += 1);
-        self.leaf(&denial_event(
-            Some(self.session),
-            &self.who,
+        self.statement(&DenyOfSession {
             stage,
             stmt,
-            statement,
-            denial,
-        ))
+            statement: statement.as_deref(),
+            rule: &denial.rule,
+            reason: &reason(denial),
+            hint: Some(&denial.hint),
+        })
     }
 
     pub fn result(&self, outcome: &Outcome) -> Result<(), EvidenceError> {
@@ -199,13 +235,11 @@ impl Recorder {
             state.totals.rows += outcome.rows;
             state.totals.masked += outcome.masked;
         });
-        self.leaf(&Event::StmtResult {
-            session: self.session,
-            who: self.who.clone(),
+        self.statement(&StmtResult {
             stmt: outcome.stmt,
             outcome: outcome.outcome,
-            sqlstate: outcome.sqlstate.clone(),
-            tag: outcome.tag.clone(),
+            sqlstate: outcome.sqlstate.as_deref(),
+            tag: outcome.tag.as_deref(),
             rows: outcome.rows,
             bytes: outcome.bytes,
             masked: outcome.masked,
@@ -224,11 +258,9 @@ impl Recorder {
             return Ok(());
         };
         let digest = writer.finish(SystemTime::now());
-        self.leaf(&Event::SessionClose {
-            session: self.session,
-            who: self.who.clone(),
+        self.statement(&SessionClose {
             outcome,
-            reason,
+            reason: reason.as_deref(),
             statements: totals.statements,
             denied: totals.denied,
             rows: totals.rows,
@@ -236,15 +268,11 @@ impl Recorder {
             bytes_out: totals.bytes_out,
             masked: totals.masked,
             duration_us: micros(self.opened),
-            recording_sha256: digest.as_ref().ok().map(|digest| digest.sha256.clone()),
+            recording_sha256: digest.as_ref().ok().map(|digest| digest.sha256.as_str()),
             recording_frames: digest.as_ref().map_or(0, |digest| digest.frames),
         })?;
+        self.flush()?;
         digest?;
-        Ok(())
-    }
-
-    fn leaf(&self, event: &Event) -> Result<(), EvidenceError> {
-        self.log.append(event)?;
         Ok(())
     }
 
@@ -270,9 +298,13 @@ pub fn denial_event(
         stmt,
         statement,
         rule: denial.rule.clone(),
-        reason: format!("{}: {}", denial.message, denial.detail),
+        reason: reason(denial),
         hint: Some(denial.hint.clone()),
     }
+}
+
+fn reason(denial: &Denial) -> String {
+    format!("{}: {}", denial.message, denial.detail)
 }
 
 fn length(bytes: &Gathered) -> u64 {

@@ -202,26 +202,14 @@ impl Log {
         self.append_at(SystemTime::now(), event)
     }
 
-    /// Appends events that happen at the same time, next to each other and by one write. All of them are in the
-    /// file when this returns.
-    pub fn append_all(&self, events: &[Event]) -> Result<(), LogError> {
-        if events.is_empty() {
-            return Ok(());
-        }
-        let time = SystemTime::now();
-        let drafts = events.iter().map(|event| Draft::new(time, event));
-        let drafts = drafts.collect::<Result<Vec<_>, _>>()?;
-        self.append_drafts(time, drafts)?;
-        Ok(())
-    }
-
     fn append_at(&self, time: SystemTime, event: &Event) -> Result<u64, LogError> {
         let draft = Draft::new(time, event)?;
         self.append_drafts(time, vec![draft])
     }
 
-    /// Answers the number of the last one.
-    fn append_drafts(&self, time: SystemTime, drafts: Vec<Draft>) -> Result<u64, LogError> {
+    /// Appends events next to each other and by one write; answers the number of the last one. All of them are in
+    /// the file when this returns. `time` is that of the last one.
+    pub fn append_drafts(&self, time: SystemTime, drafts: Vec<Draft>) -> Result<u64, LogError> {
         let mut tail = self.tail();
         self.check(&tail)?;
         // Stays so if anything below fails, or panics.

@@ -1,12 +1,17 @@
 //! An issuer's keys over time: loaded when first needed, kept, renewed when the issuer changes them.
 //!
-//! A key set from a file is read anew for every token, so a removed key is refused at once. One from a URL is
+//! A key set from a file is read anew for every token, so a removed key is refused at once; as long as its text
+//! is the same, it is not parsed again. A signature that was verified with these very keys is not computed
+//! again either: the token's times and claims are checked whenever it is used. One from a URL is
 //! kept for [`MAX_AGE`]; a token with an unknown key is taken as a sign of rotation and has it fetched early,
 //! but not more often than [`ROTATION_PAUSE`], or tokens with invented key ids would turn the gateway against
 //! the issuer. While the issuer cannot be reached, the last good set serves for [`MAX_STALE`].
 
+use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime};
+
+use sha2::{Digest, Sha256};
 
 use super::claims::{self, Claims};
 use super::jwks::KeySet;
@@ -18,6 +23,8 @@ use crate::config::{Issuer, JwksSource};
 const MAX_AGE: Duration = Duration::from_secs(300);
 /// The least time between two fetches for the sake of unknown key ids.
 const ROTATION_PAUSE: Duration = Duration::from_secs(30);
+/// How many tokens' signatures are not computed again: as many as a host has agents, and more.
+const MOST_PROVEN: usize = 4096;
 /// How long a failed fetch is answered with the same failure, so that sessions do not queue for the deadline.
 const RETRY_PAUSE: Duration = Duration::from_secs(5);
 /// How long keys serve that could not be renewed: the longest that a withdrawn key can survive an outage.
@@ -37,8 +44,34 @@ pub struct Keyring {
 #[derive(Debug, Default)]
 struct Cache {
     keys: Option<(Arc<KeySet>, SystemTime)>,
+    /// What those keys were parsed from.
+    text: String,
+    proven: Proven,
     failure: Option<(String, SystemTime)>,
     last_rotation: Option<SystemTime>,
+}
+
+/// SHA-256 of the tokens whose signatures were verified with these keys.
+#[derive(Debug, Default)]
+struct Proven {
+    keys: Option<Arc<KeySet>>,
+    tokens: HashSet<[u8; 32]>,
+}
+
+impl Proven {
+    fn has(&self, token: &[u8; 32], keys: &Arc<KeySet>) -> bool {
+        let same = self.keys.as_ref().is_some_and(|it| Arc::ptr_eq(it, keys));
+        same && self.tokens.contains(token)
+    }
+
+    fn add(&mut self, token: [u8; 32], keys: &Arc<KeySet>) {
+        let same = self.keys.as_ref().is_some_and(|it| Arc::ptr_eq(it, keys));
+        if !same || self.tokens.len() >= MOST_PROVEN {
+            self.tokens.clear();
+            self.keys = Some(Arc::clone(keys));
+        }
+        self.tokens.insert(token);
+    }
 }
 
 impl Keyring {
@@ -68,6 +101,7 @@ impl Keyring {
 
     /// Verifies a token at the time `now`. May block for the key set, 5 s at most per fetch.
     pub fn verify(&self, token: &str, now: SystemTime) -> Result<Claims, TokenError> {
+        let digest: [u8; 32] = Sha256::digest(token).into();
         let token = Unverified::parse(token, &self.issuer.algorithms)?;
         let mut keys = self.keys(now)?;
         if !keys.knows(&token)
@@ -75,7 +109,10 @@ impl Keyring {
         {
             keys = rotated;
         }
-        keys.verify(&token)?;
+        if !self.cache().proven.has(&digest, &keys) {
+            keys.verify(&token)?;
+            self.cache().proven.add(digest, &keys);
+        }
         claims::check(&token.payload()?, &self.issuer, now)
     }
 
@@ -123,11 +160,20 @@ impl Keyring {
 
     /// Loads the key set and notes the outcome. The caller holds the turn.
     fn fetch(&self, source: &JwksSource, now: SystemTime) {
-        let outcome = fetch::load(source).and_then(|text| KeySet::parse(&text));
+        let loaded = fetch::load(source);
         let mut cache = self.cache();
-        match outcome {
-            Ok(keys) => {
+        let known = cache.keys.as_ref().map(|(keys, _)| Arc::clone(keys));
+        if let (Ok(text), Some(keys)) = (&loaded, known)
+            && *text == cache.text
+        {
+            cache.keys = Some((keys, now));
+            cache.failure = None;
+            return;
+        }
+        match loaded.and_then(|text| Ok((KeySet::parse(&text)?, text))) {
+            Ok((keys, text)) => {
                 cache.keys = Some((Arc::new(keys), now));
+                cache.text = text;
                 cache.failure = None;
             }
             Err(why) => {

@@ -16,8 +16,10 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 
 use crate::protocol::cursor::Cursor;
 
-const PLAIN: &str = "SCRAM-SHA-256";
-const PLUS: &str = "SCRAM-SHA-256-PLUS";
+pub mod client;
+
+pub const PLAIN: &str = "SCRAM-SHA-256";
+pub const PLUS: &str = "SCRAM-SHA-256-PLUS";
 
 /// SHA-256 of a certificate, which a client binds its proof to (`tls-server-end-point`).
 pub type EndPoint = [u8; 32];

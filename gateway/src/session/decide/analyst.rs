@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, mpsc};
 use tokio::sync::oneshot;
 
 use super::meaning::Meaning;
+use super::remembered::Remembered;
 use crate::config::Target;
 use crate::policy::masking::MaskRule;
 use crate::session::watch;
@@ -54,6 +55,7 @@ struct Job {
 #[derive(Debug)]
 pub struct Analyst {
     queue: mpsc::Sender<Job>,
+    remembered: Remembered,
 }
 
 /// Virtual memory, touched only as deep as a statement nests. sqlparser's drop overflows 2 MiB at
@@ -71,7 +73,10 @@ impl Analyst {
                 .stack_size(STACK)
                 .spawn(move || work(&jobs))?;
         }
-        Ok(Arc::new(Self { queue }))
+        Ok(Arc::new(Self {
+            queue,
+            remembered: Remembered::default(),
+        }))
     }
 
     pub(super) async fn analyse(
@@ -80,6 +85,10 @@ impl Analyst {
         strings: Strings,
         target: &Arc<Target>,
     ) -> Option<Analysed> {
+        let remembers = strings == Strings::Standard;
+        if remembers && let Some(known) = self.remembered.find(&target.name, text) {
+            return Some(known);
+        }
         let (reply, answer) = oneshot::channel();
         let job = Job {
             text: text.to_owned(),
@@ -88,10 +97,14 @@ impl Analyst {
             reply,
         };
         self.queue.send(job).ok()?;
-        tokio::time::timeout(watch::ANALYSIS, answer)
+        let analysed = tokio::time::timeout(watch::ANALYSIS, answer)
             .await
             .ok()?
-            .ok()
+            .ok()?;
+        if remembers {
+            self.remembered.remember(&target.name, text, &analysed);
+        }
+        Some(analysed)
     }
 }
 

@@ -112,7 +112,7 @@ impl Judge {
                 Err(denial) => {
                     return Ruling::Denied(Box::new(Denied {
                         denial: among(denial, index, analysed.statements.len(), &meaning.shown),
-                        statement: meaning.shown.clone(),
+                        statement: meaning.shown.to_string(),
                         evidence: analysed.evidence,
                     }));
                 }
@@ -188,7 +188,7 @@ impl Judge {
         let statement = sql::code_made(&shown);
         match self.evaluated(&statement, parameters) {
             Verdict::Allow { rule, .. } => Ruling::Allowed(Arc::new(Allowed {
-                statements: vec![line(&statement, shown, rule)],
+                statements: vec![line(&statement, shown.into(), rule)],
                 evidence: None,
                 upstream: None,
                 sensitive: true,
@@ -214,7 +214,7 @@ impl Judge {
         if runs.is_nothing() {
             let rule = allowed(self.statement(own, derived, parameters))?;
             let (copying, listed) = meaning.copying(|| copying::copying(own, derived))?;
-            let mut line = line(own, meaning.shown.clone(), rule);
+            let mut line = line(own, Arc::clone(&meaning.shown), rule);
             line.copying = copying;
             return Ok((line, listed));
         }
@@ -222,7 +222,7 @@ impl Judge {
             return Err(held_rows());
         }
         let mut rules = BTreeSet::new();
-        let mut together = own.clone();
+        let mut together = Statement::clone(own);
         for run in &runs.statements {
             if !self.target.masks.is_empty() && copying::sends_to_client(&run.statement) {
                 return Err(copying::by_name());
@@ -241,7 +241,7 @@ impl Judge {
             rules.extend(rule.split(", ").map(str::to_owned));
         }
         let rules: Vec<String> = rules.into_iter().collect();
-        let mut line = line(&together, meaning.shown.clone(), rules.join(", "));
+        let mut line = line(&together, Arc::clone(&meaning.shown), rules.join(", "));
         line.runs = runs.shown();
         Ok((line, None))
     }
@@ -459,7 +459,7 @@ fn with_lists(text: &[u8], lists: Vec<(usize, String)>) -> Option<String> {
     Some(text)
 }
 
-fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
+fn line(statement: &Statement, text: Arc<str>, rule: String) -> AllowedStatement {
     let tables: BTreeSet<String> = statement
         .reads
         .iter()
@@ -468,7 +468,7 @@ fn line(statement: &Statement, text: String, rule: String) -> AllowedStatement {
         .collect();
     AllowedStatement {
         text,
-        rule,
+        rule: rule.into(),
         verbs: statement
             .effects
             .keys()

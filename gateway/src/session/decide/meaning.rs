@@ -16,9 +16,9 @@ use crate::sql::{self, MaskUse, Naming, Statement, Table};
 /// One statement, as it may be run later.
 #[derive(Debug)]
 pub struct Meaning {
-    pub(super) statement: Statement,
+    pub(super) statement: Arc<Statement>,
     /// Its text as evidence shows it.
-    pub(super) shown: String,
+    pub(super) shown: Arc<str>,
     /// The statement that it prepares or declares.
     makes: Option<Arc<Meaning>>,
     decided: Mutex<Option<Decided>>,
@@ -52,14 +52,35 @@ impl Meaning {
         makes: Option<Arc<Meaning>>,
     ) -> Self {
         Self {
-            statement,
-            shown,
+            statement: Arc::new(statement),
+            shown: shown.into(),
             makes,
             decided: Mutex::new(None),
             types: ParameterTypes::default(),
             copying: OnceLock::new(),
             held: OnceLock::new(),
         }
+    }
+
+    /// The same statement, prepared once more: with the decision about it, and without what belongs to the
+    /// first time.
+    pub(super) fn again(&self) -> Self {
+        Self {
+            statement: Arc::clone(&self.statement),
+            shown: Arc::clone(&self.shown),
+            makes: self.makes.clone(),
+            decided: Mutex::new(self.decided()),
+            types: ParameterTypes::default(),
+            copying: OnceLock::new(),
+            held: OnceLock::new(),
+        }
+    }
+
+    /// The same of a statement that differs in its text alone, which evidence shows as it is.
+    pub(super) fn again_as(&self, text: &str) -> Self {
+        let mut statement = Statement::clone(&self.statement);
+        text.clone_into(&mut statement.text);
+        Self::new(statement, text.to_owned(), None)
     }
 
     /// What an empty text stands for.
@@ -224,7 +245,7 @@ impl Runs {
             .statements
             .iter()
             .filter(|it| !matches!(it.naming(), Naming::Execute(_) | Naming::Fetch(_)));
-        let mut texts: Vec<&str> = texts.map(|it| it.shown.as_str()).collect();
+        let mut texts: Vec<&str> = texts.map(|it| &*it.shown).collect();
         if self.unknown {
             texts.push("what code has made of this name, if anything");
         }

@@ -18,11 +18,14 @@ use crate::sql::{self, Facts};
 mod analyst;
 mod copying;
 mod judge;
+mod known;
 mod meaning;
+mod remembered;
 
 pub use analyst::{Analysed, Analyst};
 pub use copying::{Copying, Layout};
 pub use judge::{Derived, Disguised, Judge};
+pub use known::Known;
 pub use meaning::{Meaning, Runs};
 
 /// The verb of replication commands. No policy decides it: the connection is what is decided.
@@ -214,10 +217,10 @@ impl Allowed {
     pub fn no_such_portal(portal: &[u8]) -> Self {
         Self {
             statements: vec![AllowedStatement {
-                text: portal_shown(portal),
-                rule: "sql:no-such-portal".to_owned(),
-                verbs: vec![sql::Verb::Execute.action().to_owned()],
-                tables: Vec::new(),
+                text: portal_shown(portal).into(),
+                rule: "sql:no-such-portal".into(),
+                verbs: [sql::Verb::Execute.action().to_owned()].into(),
+                tables: Arc::default(),
                 copying: None,
                 runs: None,
             }],
@@ -234,16 +237,24 @@ impl Allowed {
         Self {
             evidence: (text != command).then(|| text.clone()),
             statements: vec![AllowedStatement {
-                text,
-                rule: rule.to_owned(),
-                verbs: vec![REPLICATION.to_owned()],
-                tables: Vec::new(),
+                text: text.into(),
+                rule: rule.into(),
+                verbs: [REPLICATION.to_owned()].into(),
+                tables: Arc::default(),
                 copying: None,
                 runs: None,
             }],
             upstream: None,
             sensitive: false,
             unread: false,
+        }
+    }
+
+    /// One statement, which went upstream before in other numbers.
+    fn again(statement: AllowedStatement) -> Self {
+        Self {
+            statements: vec![statement],
+            ..Self::nothing()
         }
     }
 
@@ -264,7 +275,7 @@ impl Allowed {
             return Arc::clone(only);
         }
         let lines = || alternatives.iter().flat_map(|it| &it.statements);
-        let all = |of: fn(&AllowedStatement) -> &[String]| -> Vec<String> {
+        let all = |of: fn(&AllowedStatement) -> &[String]| -> Arc<[String]> {
             let set: BTreeSet<&String> = lines().flat_map(of).collect();
             set.into_iter().cloned().collect()
         };
@@ -274,8 +285,8 @@ impl Allowed {
         };
         let runs = texts(|line| line.runs.as_deref());
         let line = AllowedStatement {
-            text: texts(|line| Some(&line.text)),
-            rule: texts(|line| Some(&line.rule)).replace(" or ", ", "),
+            text: texts(|line| Some(&line.text)).into(),
+            rule: texts(|line| Some(&line.rule)).replace(" or ", ", ").into(),
             verbs: all(|line| &line.verbs),
             tables: all(|line| &line.tables),
             copying: None,
@@ -295,10 +306,10 @@ impl Allowed {
         Self {
             statements: vec![
                 AllowedStatement {
-                    text: "SELECT 1".to_owned(),
-                    rule: "test".to_owned(),
-                    verbs: vec!["sql:select".to_owned()],
-                    tables: Vec::new(),
+                    text: "SELECT 1".into(),
+                    rule: "test".into(),
+                    verbs: ["sql:select".to_owned()].into(),
+                    tables: Arc::default(),
                     copying: None,
                     runs: None,
                 };
@@ -325,7 +336,7 @@ impl Allowed {
         let mut allowed = Self::for_tests(1);
         allowed.unread = verb == sql::Verb::Unknown.action();
         for statement in &mut allowed.statements {
-            statement.verbs = vec![verb.to_owned()];
+            statement.verbs = [verb.to_owned()].into();
         }
         allowed
     }
@@ -353,10 +364,10 @@ impl Allowed {
 /// One statement's line in the log.
 #[derive(Debug, Clone)]
 pub struct AllowedStatement {
-    pub text: String,
-    pub rule: String,
-    pub verbs: Vec<String>,
-    pub tables: Vec<String>,
+    pub text: Arc<str>,
+    pub rule: Arc<str>,
+    pub verbs: Arc<[String]>,
+    pub tables: Arc<[String]>,
     /// Present for a COPY with the client.
     pub copying: Option<Copying>,
     /// What it runs that it only names, as evidence shows that.

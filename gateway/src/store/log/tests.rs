@@ -76,9 +76,9 @@ fn a_log_goes_on_where_it_ended() {
 fn events_that_are_appended_together_stand_together() {
     let dir = tempfile::tempdir().unwrap();
     let log = Log::open(dir.path(), now()).unwrap();
-    log.append_all(&[]).unwrap();
     let all = [open(1), intent(1, 1, "select 1"), intent(1, 2, "select 2")];
-    log.append_all(&all).unwrap();
+    let drafts = all.iter().map(|event| Draft::new(now(), event).unwrap());
+    assert_eq!(log.append_drafts(now(), drafts.collect()).unwrap(), 3);
     assert_eq!(log.append(&result(1, 1)).unwrap(), 4);
     assert_eq!(events(dir.path()), [&all[..], &[result(1, 1)]].concat());
 }

@@ -195,8 +195,14 @@ impl Catalogues {
         {
             return Ok(Arc::clone(catalogue));
         }
+        // Boxed: every statement comes by here, and few have to ask.
+        Box::pin(self.ask_anew(&mut state)).await
+    }
+
+    async fn ask_anew(&self, state: &mut State) -> Result<Arc<Catalogue>, CatalogueError> {
+        let masks = &self.dial.target.masks;
         let asked = Instant::now();
-        let rows = self.ask(&mut state, &question(masks)).await?;
+        let rows = self.ask(state, &question(masks)).await?;
         let mut catalogue = read(&rows, masks)?;
         if let Some(before) = &state.known {
             catalogue.remember(before)?;

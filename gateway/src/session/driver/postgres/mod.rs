@@ -9,8 +9,10 @@ use tokio::net::TcpStream;
 
 use self::agent_stream::AgentStream;
 use self::greeting::{Greeted, Greeting, GreetingError, Misunderstood, fatal};
+use self::open::Open;
 use self::opening::{Opening, Refusal};
 use self::reception::{HandshakeError, Reception};
+use self::upstream::Connection;
 use crate::app::Gateway;
 use crate::audit::event::Stage;
 use crate::config::Target;
@@ -39,6 +41,30 @@ pub mod upstream;
 
 /// Runs one connection of an identified agent.
 pub async fn serve(identified: Identified, gateway: &Gateway) {
+    // Boxed, so that its memory goes when it is over: most sessions wait most of the time.
+    let admitted = Box::pin(admit(identified, gateway)).await;
+    if let Some(Admitted {
+        open,
+        connection,
+        stream,
+        buffer,
+    }) = admitted
+    {
+        open.run(connection, stream, buffer, gateway).await;
+    }
+}
+
+/// A session that may begin.
+struct Admitted {
+    open: Box<Open>,
+    connection: Connection,
+    stream: AgentStream,
+    /// What the agent has said behind its start-up.
+    buffer: BytesMut,
+}
+
+/// From the first byte to the login at the target, or to a refusal that has been said.
+async fn admit(identified: Identified, gateway: &Gateway) -> Option<Admitted> {
     let mut opening = Opening::new(&identified);
     let reception = Reception::new(
         &gateway.authority,
@@ -53,14 +79,15 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
         Err(misunderstood) => {
             let Misunderstood { error, stream } = *misunderstood;
             if let GreetingError::Tls(HandshakeError::Left) = error {
-                return opening.silent(gateway);
+                opening.silent(gateway);
+                return None;
             }
             let denial = malformed_greeting(&error);
             opening.deny(Stage::Protocol, &denial, gateway);
             if let Some(stream) = stream {
                 greeting::refuse(stream, &fatal(&denial, "08P01")).await;
             }
-            return;
+            return None;
         }
     };
     let Greeted {
@@ -73,7 +100,7 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
     match greeting {
         Greeting::Session(startup) => {
             let end_point = leaf.map(|leaf| leaf.end_point);
-            session(opening, &startup, stream, buffer, end_point, gateway).await;
+            return session(opening, &startup, stream, buffer, end_point, gateway).await;
         }
         Greeting::Cancel { pid, key } => {
             opening.cancel(pid, &key, gateway).await;
@@ -84,6 +111,7 @@ pub async fn serve(identified: Identified, gateway: &Gateway) {
             Some(leaf) => opening.deny(Stage::Protocol, &left_after_tls(&leaf.names), gateway),
         },
     }
+    None
 }
 
 /// A client that wants a session: the version, the login, the decision.
@@ -94,8 +122,8 @@ async fn session(
     mut buffer: BytesMut,
     end_point: Option<[u8; 32]>,
     gateway: &Gateway,
-) {
-    let admitted = async {
+) -> Option<Admitted> {
+    let opened = async {
         Opening::version(startup)?;
         if let Some(negotiation) = startup.negotiation() {
             negotiate(&negotiation, &mut stream).await;
@@ -115,11 +143,17 @@ async fn session(
         }
         opening.open(startup, gateway).await
     };
-    match admitted.await {
-        Ok(open) => open.run(stream, buffer, gateway).await,
+    match opened.await {
+        Ok((open, connection)) => Some(Admitted {
+            open,
+            connection,
+            stream,
+            buffer,
+        }),
         Err(refusal) => {
             opening.deny(refusal.stage, &refusal.denial, gateway);
             greeting::refuse(stream, &refusal.text()).await;
+            None
         }
     }
 }

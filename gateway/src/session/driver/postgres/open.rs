@@ -35,17 +35,22 @@ pub(super) struct Open {
     pub(super) session: SessionId,
     pub(super) judge: Judge,
     pub(super) catalogues: Arc<Catalogues>,
-    pub(super) connection: Connection,
     pub(super) key: Issued,
     pub(super) shared: Session,
 }
 
 impl Open {
-    pub(super) async fn run(self, stream: AgentStream, buffer: BytesMut, gateway: &Gateway) {
+    pub(super) async fn run(
+        self: Box<Self>,
+        connection: Connection,
+        stream: AgentStream,
+        buffer: BytesMut,
+        gateway: &Gateway,
+    ) {
         tracing::info!(session = %self.session, agent = self.judge.principal.agent, target = self.judge.target.name, "session open");
         let recorder = Arc::clone(&self.shared.recorder);
         let session = self.session;
-        let (outcome, reason) = self.relay(stream, buffer, gateway).await;
+        let (outcome, reason) = self.relay(connection, stream, buffer, gateway).await;
         tracing::info!(%session, ?outcome, reason, "session closed");
         if let Err(error) = recorder.close(outcome, reason) {
             tracing::error!(%session, %error, "the end of a session could not be written");
@@ -53,20 +58,22 @@ impl Open {
     }
 
     async fn relay(
-        self,
+        self: Box<Self>,
+        mut connection: Connection,
         stream: AgentStream,
         buffer: BytesMut,
         gateway: &Gateway,
     ) -> (SessionOutcome, Option<String>) {
-        let welcome = self.welcome();
+        let welcome = self.welcome(&connection);
+        // The agent is told them, and that is all they are for.
+        connection.announced = Vec::new();
+        // What is in its box stays there.
         let Open {
             judge,
             catalogues,
-            connection,
-            key: _key,
             shared,
             ..
-        } = self;
+        } = &*self;
         let (agent_reader, mut agent_writer) = stream.into_split();
         let (said, buffered) = (agent_reader.said(), buffer.len());
         let activity = Activity::new();
@@ -85,25 +92,27 @@ impl Open {
             let relayed = async {
                 let mut welcome = welcome.map_err(RelayError::Target)?;
                 let recorded = shared.recorder.response(welcome.finish())?;
+                drop(welcome);
                 forward(agent_writer, recorded)
                     .await
                     .map_err(RelayError::AgentIo)?;
-                let requests = relay::requests(
-                    &shared,
-                    &judge,
-                    &catalogues,
+                // Boxed: a future that is moved about lies in the session's memory as often as it was moved.
+                let requests = Box::pin(relay::requests(
+                    shared,
+                    judge,
+                    catalogues,
                     &mut agent_reader,
                     &mut writer,
                     Incoming::new(Sender::Frontend, limit, buffer),
-                );
-                let responses = relay::responses(
-                    &shared,
-                    &catalogues,
+                ));
+                let responses = Box::pin(relay::responses(
+                    shared,
+                    catalogues,
                     &mut reader,
                     agent_writer,
                     Incoming::new(Sender::Backend, limit, early),
-                );
-                until_one_leaves(&shared, requests, responses).await
+                ));
+                until_one_leaves(shared, requests, responses).await
             };
             tokio::select! {
                 ended = relayed => ended.unwrap_or_else(Ended::Failed),
@@ -122,13 +131,15 @@ impl Open {
             }
         }
         let silent = buffered == 0 && !said.anything();
-        let (outcome, reason) = ended.say(&shared, &judge, &mut agent_writer).await;
+        // Boxed: it comes once, and its memory would be held from the beginning.
+        let said = Box::pin(ended.say(shared, judge, &mut agent_writer));
+        let (outcome, reason) = said.await;
         // With TLS a connection that just ends looks as if somebody had cut it.
         let _ = tokio::time::timeout(watch::GOODBYE, agent_writer.shutdown()).await;
         if let Ended::Failed(RelayError::Agent(_)) = ended {
             // It may be in the middle of sending: a reset would take the farewell with it.
             let mut nowhere = tokio::io::sink();
-            let rest = tokio::io::copy(&mut agent_reader, &mut nowhere);
+            let rest = Box::pin(tokio::io::copy(&mut agent_reader, &mut nowhere));
             let _ = tokio::time::timeout(watch::GOODBYE, rest).await;
         }
         let reason = reason.or_else(|| silent.then(|| NOT_A_WORD.to_owned()));
@@ -136,10 +147,10 @@ impl Open {
     }
 
     /// What a client hears when it is let in.
-    fn welcome(&self) -> Result<Delivery, ProtocolError> {
+    fn welcome(&self, connection: &Connection) -> Result<Delivery, ProtocolError> {
         let mut delivery = Delivery::default();
         delivery.own(encode::authentication_ok);
-        for message in &self.connection.announced {
+        for message in &connection.announced {
             match message.tag() {
                 b'N' => self.shared.notice(message, &mut delivery)?,
                 _ => delivery.unchanged(message),

@@ -170,7 +170,7 @@ impl Opening {
         &mut self,
         startup: &Startup,
         gateway: &Gateway,
-    ) -> Result<Open, Refusal> {
+    ) -> Result<(Box<Open>, Connection), Refusal> {
         let parameters = parameters::accept(startup).map_err(|refused| {
             refusal(
                 Stage::Startup,
@@ -229,11 +229,10 @@ impl Opening {
                 )
             })?;
         let key = self.issue_key(&connection, dial, startup, gateway)?;
-        Ok(Open {
+        let open = Open {
             session: self.session,
             judge,
             catalogues,
-            connection,
             key,
             shared: Session {
                 conversation: Mutex::new(conversation),
@@ -242,7 +241,8 @@ impl Opening {
                 delivering: AtomicBool::new(false),
                 replication: parameters.replication.map(|_| rule),
             },
-        })
+        };
+        Ok((Box::new(open), connection))
     }
 
     /// A role may have settings of its own: what the target says of them at the login holds from the start.
@@ -433,13 +433,13 @@ impl Opening {
             replication: parameters.replication.is_some(),
             recording: recordings::file_name(self.session),
         })?;
-        Ok(Recorder::new(
+        Recorder::new(
             Arc::clone(&gateway.log),
             self.session,
-            self.who.clone(),
+            &self.who,
             writer,
             self.accepted_at,
-        ))
+        )
     }
 
     pub(super) async fn cancel(&self, pid: u32, key: &[u8], gateway: &Gateway) {

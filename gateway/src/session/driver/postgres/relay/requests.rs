@@ -11,8 +11,8 @@ use crate::policy::Denial;
 use crate::protocol::postgres::frontend::{Bind, Call, Frontend, Object};
 use crate::protocol::postgres::{Frame, HEADER, Message, Piece, ProtocolError, encode};
 use crate::session::decide::{
-    Allowed, Analysed, Denied, Judge, Meaning, Permit, REPLICATION, Ruling, Runs, Shown,
-    portal_shown,
+    Allowed, Analysed, Denied, Derived, Judge, Known, Meaning, Permit, REPLICATION, Ruling, Runs,
+    Shown, portal_shown,
 };
 use crate::session::driver::postgres::bound::{self, Bound};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
@@ -22,7 +22,8 @@ use crate::session::driver::postgres::conversation::{
 use crate::session::driver::postgres::replication;
 use crate::session::forward::forward;
 use crate::session::record::Outcome;
-use crate::sql::Naming;
+use crate::sql::strings::Strings;
+use crate::sql::{Naming, Table};
 
 /// Requests are forwarded at the latest when this many bytes are gathered.
 const BATCH: usize = 64 << 10;
@@ -47,6 +48,7 @@ where
         target,
         batch: Permit::default(),
         schema_moves: false,
+        known: Known::default(),
     };
     loop {
         // COPY data alone needs no look at the whole of it.
@@ -100,6 +102,7 @@ struct Requests<'a, W> {
     /// Once a session has changed the schema it is not known when its change takes effect: from then on
     /// the catalogue is read anew for each of its statements.
     schema_moves: bool,
+    known: Known,
 }
 
 impl<W: AsyncWrite + Unpin> Requests<'_, W> {
@@ -129,7 +132,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 conversation().copy_end();
                 self.control(message, Shown::AsSent)?;
             }
-            Frontend::FunctionCall(call) => self.call(message, &call).await?,
+            Frontend::FunctionCall(call) => Box::pin(self.call(message, &call)).await?,
             Frontend::Terminate => {
                 self.control(message, Shown::AsSent)?;
                 return Ok(Next::End);
@@ -172,7 +175,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 let allowed = Allowed::replication(&command, rule);
                 (Ruling::Allowed(Arc::new(allowed)), None)
             }
-            None => self.rule_query(text, StatementProtocol::Simple).await?,
+            None => self.rule_query(text).await?,
         };
         match ruling {
             Ruling::Allowed(allowed) => {
@@ -504,7 +507,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     /// change, so an Execute needs it as much as a new text does.
     async fn catalogue(&self) -> Result<Arc<Catalogue>, RelayError> {
         let catalogue = match self.schema_moves {
-            true => self.catalogues.renewed().await?,
+            true => Box::pin(self.catalogues.renewed()).await?,
             false => self.catalogues.current().await?,
         };
         self.session
@@ -515,7 +518,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
 
     /// The catalogue, asked anew.
     async fn renewed(&self) -> Result<Arc<Catalogue>, RelayError> {
-        let catalogue = self.catalogues.renewed().await?;
+        let catalogue = Box::pin(self.catalogues.renewed()).await?;
         self.session
             .conversation()
             .update_catalogue(Arc::clone(&catalogue));
@@ -524,22 +527,18 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
 
     /// Decides the text of a simple query. What an EXECUTE or FETCH in it runs is decided with it.
     /// Where all that is against it is a name that code may have made, or nobody, that comes back.
-    async fn rule_query(
-        &mut self,
-        text: &[u8],
-        protocol: StatementProtocol,
-    ) -> Result<(Ruling, Option<Naming>), RelayError> {
-        let (analysed, catalogue) = match self.read(text).await? {
+    async fn rule_query(&mut self, text: &[u8]) -> Result<(Ruling, Option<Naming>), RelayError> {
+        let plain = self.plain(text);
+        if let Some((meaning, allowed)) = self.known_query(plain).await? {
+            self.session.conversation().follow_query(&[meaning]);
+            return Ok((Ruling::Allowed(allowed), None));
+        }
+        let (analysed, catalogue) = match Box::pin(self.read(text)).await? {
             Ok(read) => read,
             Err(denied) => return Ok((Ruling::Denied(denied), None)),
         };
-        let runs = {
-            let mut conversation = self.session.conversation();
-            match protocol {
-                StatementProtocol::Call => conversation.follow_call(analysed.statements()),
-                _ => conversation.follow_query(analysed.statements()),
-            }
-        };
+        let statements = analysed.statements().to_vec();
+        let runs = self.session.conversation().follow_query(&statements);
         let naming = match (analysed.statements(), &runs[..]) {
             ([only], [runs]) if runs.statements.is_empty() => Some(only.naming().clone()),
             _ => None,
@@ -550,6 +549,10 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         let stranger = match &ruling {
             Ruling::Allowed(allowed) => {
                 self.note_effects(allowed);
+                if let (Some(text), [only]) = (plain, &statements[..]) {
+                    let derived = catalogue.derived();
+                    self.known.learn_query(text, only, allowed, derived);
+                }
                 None
             }
             Ruling::Denied(denied) => {
@@ -587,7 +590,11 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
 
     /// Decides a text that is to be prepared, and returns its statements.
     async fn rule_parse(&mut self, text: &[u8]) -> Result<(Ruling, Vec<Arc<Meaning>>), RelayError> {
-        let (analysed, catalogue) = match self.read(text).await? {
+        let plain = self.plain(text);
+        if let Some((meaning, allowed)) = self.known_prepared(plain).await? {
+            return Ok((Ruling::Allowed(allowed), vec![meaning]));
+        }
+        let (analysed, catalogue) = match Box::pin(self.read(text)).await? {
             Ok(read) => read,
             Err(denied) => return Ok((Ruling::Denied(denied), Vec::new())),
         };
@@ -602,8 +609,58 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             .rule_running(text, analysed, &runs, catalogue.derived());
         if let Ruling::Allowed(allowed) = &ruling {
             self.note_effects(allowed);
+            if let (Some(text), [only]) = (plain, &statements[..]) {
+                self.learn_prepared(text, only, allowed, catalogue.derived());
+            }
         }
         Ok((ruling, statements))
+    }
+
+    /// Remembers a text that may be prepared, and what will be decided when it is executed.
+    fn learn_prepared(
+        &mut self,
+        text: &str,
+        meaning: &Arc<Meaning>,
+        allowed: &Arc<Allowed>,
+        derived: &Arc<Derived>,
+    ) {
+        let nothing = Runs::default();
+        self.judge.rule_again(meaning, &nothing, derived, Some(&[]));
+        self.known.learn_prepared(text, meaning, allowed, derived);
+    }
+
+    /// A simple query like one that was allowed.
+    async fn known_query(
+        &mut self,
+        plain: Option<&str>,
+    ) -> Result<Option<(Arc<Meaning>, Arc<Allowed>)>, RelayError> {
+        let Some(text) = plain.filter(|_| !self.schema_moves) else {
+            return Ok(None);
+        };
+        let catalogue = self.catalogue().await?;
+        let knows = |table: &Table| catalogue.knows(table);
+        Ok(self.known.query(text, catalogue.derived(), knows))
+    }
+
+    /// A text that was prepared before.
+    async fn known_prepared(
+        &mut self,
+        plain: Option<&str>,
+    ) -> Result<Option<(Arc<Meaning>, Arc<Allowed>)>, RelayError> {
+        let Some(text) = plain.filter(|_| !self.schema_moves) else {
+            return Ok(None);
+        };
+        let catalogue = self.catalogue().await?;
+        let knows = |table: &Table| catalogue.knows(table);
+        let known = self.known.prepared(text, catalogue.derived(), knows);
+        Ok(known)
+    }
+
+    /// The text, if it means the same wherever it stands.
+    fn plain<'t>(&self, text: &'t [u8]) -> Option<&'t str> {
+        let strings = self.session.conversation().strings();
+        let text = std::str::from_utf8(text).ok()?;
+        (strings == Strings::Standard).then_some(text)
     }
 
     /// What the parsers make of a text, and a catalogue that knows its tables.
@@ -723,7 +780,7 @@ fn changes_schema(allowed: &Allowed) -> bool {
     let mut verbs = allowed
         .statements()
         .iter()
-        .flat_map(|statement| &statement.verbs);
+        .flat_map(|statement| &*statement.verbs);
     verbs.any(|verb| !LEAVES_SCHEMA.contains(&verb.as_str()))
 }
 

@@ -33,7 +33,7 @@ where
     let mut answers = Answers::default();
     loop {
         while let Some(outdated) = answers.take(session, &mut said)? {
-            let renewed = catalogues.renewed().await?;
+            let renewed = Box::pin(catalogues.renewed()).await?;
             session.conversation().update_catalogue(renewed);
             answers.message(session, &outdated)?;
         }

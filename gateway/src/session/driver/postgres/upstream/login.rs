@@ -3,20 +3,17 @@
 //! A server, or whoever poses as one, may ask for less than it should: the password in clear, nothing at all,
 //! SCRAM without the binding to the TLS connection. What the credential does not accept ends the login.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::BytesMut;
 use postgres_protocol::authentication::md5_hash;
-use postgres_protocol::authentication::sasl::{
-    self, SCRAM_SHA_256, SCRAM_SHA_256_PLUS, ScramSha256,
-};
 
 use crate::config::{ChannelBinding, LoginMethod};
 use crate::credentials::{Credential, Secret};
 use crate::protocol::postgres::backend::Authentication;
 use crate::protocol::postgres::encode;
-
-/// A server that asks for more rounds than this is spending our time, not protecting a password: PostgreSQL's
-/// default is 4096. `postgres-protocol` stops there too, but says less about it.
-const MAX_SCRAM_ITERATIONS: u32 = 100_000;
+use crate::protocol::postgres::scram::client::{Binding, Greeting, Proof, ServerError};
+use crate::protocol::postgres::scram::{PLAIN, PLUS};
 
 /// Longer than any reply: a buffer that grows leaves copies behind that nothing wipes. A password has 4 KiB at most.
 const LONGEST_REPLY: usize = 8 << 10;
@@ -61,9 +58,11 @@ pub enum LoginError {
     #[error("the target asks for an unreasonable number of SCRAM iterations")]
     Iterations,
     #[error("the target's part of SCRAM is wrong: {0}")]
-    Scram(String),
+    Scram(ServerError),
     #[error("the target skipped proving that it knows the password")]
     Unproven,
+    #[error("no randomness for a nonce")]
+    Randomness,
     #[error("the target's authentication requests are out of order")]
     Order,
 }
@@ -107,9 +106,9 @@ enum State {
     /// The password was sent, in clear or hashed.
     Answered,
     /// SCRAM's first message was sent.
-    Greeted(ScramSha256),
+    Greeted(Greeting),
     /// SCRAM's proof was sent.
-    Proved(ScramSha256),
+    Proved(Proof),
     /// The server has proven itself too.
     Mutual,
 }
@@ -167,18 +166,22 @@ impl<'a> Login<'a> {
             (State::Begun, Authentication::Sasl { mechanisms }) => {
                 accept(credential, channel, LoginMethod::ScramSha256)?;
                 let (mechanism, binding) = mechanism(credential, channel, mechanisms)?;
-                let scram = ScramSha256::new(password(credential)?, binding);
-                let reply = reply(|out| encode::sasl_initial(out, mechanism, scram.message()));
-                (State::Greeted(scram), reply)
+                password(credential)?;
+                let greeting = Greeting::new(binding, nonce()?);
+                let first = greeting.message();
+                let reply = reply(|out| encode::sasl_initial(out, mechanism, first.as_bytes()));
+                (State::Greeted(greeting), reply)
             }
-            (State::Greeted(mut scram), Authentication::SaslContinue { data }) => {
-                bounded_iterations(data)?;
-                scram.update(data).map_err(|error| wrong(&error))?;
-                let reply = reply(|out| encode::sasl_response(out, scram.message()));
-                (State::Proved(scram), reply)
+            (State::Greeted(greeting), Authentication::SaslContinue { data }) => {
+                let challenged = greeting.challenged(data).map_err(wrong)?;
+                let keys = credential.scram_keys(&challenged);
+                let proof = challenged.prove(&*keys.ok_or(LoginError::NoPassword)?);
+                let message = proof.message().as_bytes();
+                let reply = reply(|out| encode::sasl_response(out, message));
+                (State::Proved(proof), reply)
             }
-            (State::Proved(mut scram), Authentication::SaslFinal { data }) => {
-                scram.finish(data).map_err(|error| wrong(&error))?;
+            (State::Proved(proof), Authentication::SaslFinal { data }) => {
+                proof.verify(data).map_err(wrong)?;
                 (State::Mutual, Next::Read)
             }
             (_, Authentication::Unsupported(method)) => {
@@ -206,8 +209,18 @@ fn password(credential: &Credential) -> Result<&[u8], LoginError> {
     Ok(password.expose().as_bytes())
 }
 
-fn wrong(error: &std::io::Error) -> LoginError {
-    LoginError::Scram(error.to_string())
+fn wrong(error: ServerError) -> LoginError {
+    match error {
+        ServerError::Iterations => LoginError::Iterations,
+        error => LoginError::Scram(error),
+    }
+}
+
+/// As many bytes of randomness as PostgreSQL's own client takes.
+fn nonce() -> Result<String, LoginError> {
+    let mut bytes = [0; 18];
+    aws_lc_rs::rand::fill(&mut bytes).map_err(|_| LoginError::Randomness)?;
+    Ok(BASE64.encode(bytes))
 }
 
 fn accept(
@@ -237,9 +250,9 @@ fn mechanism(
     credential: &Credential,
     channel: &Channel,
     offered: &[&[u8]],
-) -> Result<(&'static str, sasl::ChannelBinding), LoginError> {
-    let plus = offered.contains(&SCRAM_SHA_256_PLUS.as_bytes());
-    let plain = offered.contains(&SCRAM_SHA_256.as_bytes());
+) -> Result<(&'static str, Binding), LoginError> {
+    let plus = offered.contains(&PLUS.as_bytes());
+    let plain = offered.contains(&PLAIN.as_bytes());
     let required = credential.channel_binding == ChannelBinding::Require;
     let disabled = credential.channel_binding == ChannelBinding::Disable;
     let end_point = match channel {
@@ -249,24 +262,12 @@ fn mechanism(
         Channel::Tls { end_point, .. } => end_point.as_ref(),
     };
     match end_point {
-        Some(end_point) if plus => Ok((
-            SCRAM_SHA_256_PLUS,
-            sasl::ChannelBinding::tls_server_end_point(end_point.clone()),
-        )),
+        Some(end_point) if plus => Ok((PLUS, Binding::EndPoint(end_point.clone()))),
         None if required && plus => Err(LoginError::NothingToBindTo),
         _ if required => Err(LoginError::NotBound),
         _ if !plain => Err(LoginError::NoMechanism),
-        Some(_) => Ok((SCRAM_SHA_256, sasl::ChannelBinding::unrequested())),
-        None => Ok((SCRAM_SHA_256, sasl::ChannelBinding::unsupported())),
-    }
-}
-
-fn bounded_iterations(server_first: &[u8]) -> Result<(), LoginError> {
-    let text = String::from_utf8_lossy(server_first);
-    let iterations = text.split(',').find_map(|part| part.strip_prefix("i="));
-    match iterations.and_then(|count| count.parse::<u32>().ok()) {
-        Some(count) if count <= MAX_SCRAM_ITERATIONS => Ok(()),
-        _ => Err(LoginError::Iterations),
+        Some(_) => Ok((PLAIN, Binding::NotOffered)),
+        None => Ok((PLAIN, Binding::Unsupported)),
     }
 }
 

@@ -6,6 +6,7 @@ fn credential(require_auth: Option<&[LoginMethod]>, channel_binding: ChannelBind
         password: Some(Secret::new("pw".to_owned())),
         require_auth: require_auth.map(|methods| methods.iter().copied().collect()),
         channel_binding,
+        scram: std::sync::Mutex::default(),
     }
 }
 
@@ -34,8 +35,8 @@ fn first(
     })
 }
 
-const PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
-const PLAIN: &[u8] = b"SCRAM-SHA-256";
+const PLUS: &[u8] = super::PLUS.as_bytes();
+const PLAIN: &[u8] = super::PLAIN.as_bytes();
 
 #[test]
 fn which_scram_is_used() {
