@@ -107,6 +107,8 @@ pub(super) struct Names<T> {
     moving: VecDeque<Moving<T>>,
     /// Code of the database has run, so that names may exist that no message has made.
     strangers: Option<u64>,
+    /// The same before the last message that was noted for it, which may be taken back.
+    strangers_before: Option<u64>,
 }
 
 impl<T: Clone> Names<T> {
@@ -115,6 +117,7 @@ impl<T: Clone> Names<T> {
             settled: HashMap::new(),
             moving: VecDeque::new(),
             strangers: None,
+            strangers_before: None,
         }
     }
 
@@ -173,7 +176,10 @@ impl<T: Clone> Names<T> {
 
     /// A statement was sent that may run code of the database.
     pub(super) fn code_runs(&mut self, sent: &Sent) {
-        self.strangers = Some(sent.at.message);
+        let now = Some(sent.at.message);
+        if self.strangers != now {
+            self.strangers_before = std::mem::replace(&mut self.strangers, now);
+        }
     }
 
     /// Takes back what was noted of a message that was not sent after all.
@@ -184,6 +190,9 @@ impl<T: Clone> Names<T> {
             .is_some_and(|moving| moving.sent.at.message >= message)
         {
             self.moving.pop_back();
+        }
+        if self.strangers.is_some_and(|last| last >= message) {
+            self.strangers = self.strangers_before;
         }
     }
 
@@ -226,13 +235,17 @@ impl<T: Clone> Names<T> {
             Change::RemoveAll => {
                 self.settled.retain(|name, _| name.is_empty());
                 // Only what has run since can have made others.
-                self.strangers = self.strangers.filter(|last| *last > sent.at.message);
+                for last in [&mut self.strangers, &mut self.strangers_before] {
+                    *last = last.filter(|last| *last > sent.at.message);
+                }
             }
             Change::Anything => {
                 for (name, known) in &mut self.settled {
                     known.unknown |= !name.is_empty();
                 }
-                self.strangers = self.strangers.max(Some(sent.at.message));
+                for last in [&mut self.strangers, &mut self.strangers_before] {
+                    *last = (*last).max(Some(sent.at.message));
+                }
             }
         }
     }
