@@ -107,6 +107,8 @@ pub(super) struct Names<T> {
     moving: VecDeque<Moving<T>>,
     /// Code of the database has run, so that names may exist that no message has made.
     strangers: Option<At>,
+    /// The same before the last message that was noted for it, which may be taken back.
+    strangers_before: Option<At>,
     /// Names are not kept as they are sent: two of them that differ here may be one there, and one may be two.
     converted: bool,
 }
@@ -117,6 +119,7 @@ impl<T: Clone> Names<T> {
             settled: HashMap::new(),
             moving: VecDeque::new(),
             strangers: None,
+            strangers_before: None,
             converted: false,
         }
     }
@@ -193,6 +196,9 @@ impl<T: Clone> Names<T> {
 
     /// A statement was sent that may run code of the database.
     pub(super) fn code_runs(&mut self, sent: &Sent) {
+        if self.strangers.map(|last| last.message) != Some(sent.at.message) {
+            self.strangers_before = self.strangers;
+        }
         self.strangers = Some(sent.at);
     }
 
@@ -204,6 +210,9 @@ impl<T: Clone> Names<T> {
             .is_some_and(|moving| moving.sent.at.message >= message)
         {
             self.moving.pop_back();
+        }
+        if self.strangers.is_some_and(|last| last.message >= message) {
+            self.strangers = self.strangers_before;
         }
     }
 
@@ -246,13 +255,17 @@ impl<T: Clone> Names<T> {
             Change::RemoveAll => {
                 self.settled.retain(|name, _| name.is_empty());
                 // Only what has run since can have made others.
-                self.strangers = self.strangers.filter(|last| *last > sent.at);
+                for last in [&mut self.strangers, &mut self.strangers_before] {
+                    *last = last.filter(|last| *last > sent.at);
+                }
             }
             Change::Anything => {
                 for (name, known) in &mut self.settled {
                     known.unknown |= !name.is_empty();
                 }
-                self.strangers = self.strangers.max(Some(sent.at));
+                for last in [&mut self.strangers, &mut self.strangers_before] {
+                    *last = (*last).max(Some(sent.at));
+                }
             }
         }
     }

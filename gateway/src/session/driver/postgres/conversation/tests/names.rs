@@ -345,6 +345,23 @@ fn the_unnamed_statement_is_gone_when_what_replaces_it_fails() {
     assert_eq!(runs(&it, b""), "");
 }
 
+/// It might have given any name away, had it run.
+#[test]
+fn denied_code_makes_no_names() {
+    let mut it = conversation();
+    let runs_code = "SELECT made_by_somebody()";
+    it.follow_query(&read(runs_code));
+    it.retract();
+    it.denied(denial(), Refused::Query);
+    assert_eq!(query(&mut it, "EXECUTE nobody"), [""]);
+    assert_eq!(query(&mut it, runs_code), [""]);
+    assert_eq!(query(&mut it, "EXECUTE nobody"), ["?"]);
+    // What ran before stays noted.
+    it.follow_query(&read(runs_code));
+    it.retract();
+    assert_eq!(query(&mut it, "EXECUTE nobody"), ["?"]);
+}
+
 /// However the denial's segment ends: nothing behind the denial is reached.
 #[test]
 fn what_stands_behind_a_denial_gives_no_names_away() {
