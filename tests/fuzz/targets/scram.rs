@@ -1,9 +1,10 @@
-//! What a client says to prove its password: arbitrary bytes never panic, and prove nothing.
+//! What clients and servers say to prove a password: arbitrary bytes never panic, and prove nothing.
 
 #![no_main]
 
 use std::sync::LazyLock;
 
+use decoders::protocol::postgres::scram::client::{Binding, Greeting};
 use decoders::protocol::postgres::scram::{Demand, Verifier};
 use libfuzzer_sys::fuzz_target;
 
@@ -26,5 +27,13 @@ fuzz_target!(|input: &[u8]| {
             assert!(challenge.verify(last).is_err());
         }
         Err(error) => drop(error.to_string()),
+    }
+    // The same bytes from a server: raw, and behind a nonce that fits.
+    for prefix in ["", "r=ours"] {
+        let greeting = Greeting::new(Binding::NotOffered, "ours".to_owned());
+        let said = [prefix.as_bytes(), first].concat();
+        if let Err(error) = greeting.challenged(&said) {
+            drop(error.to_string());
+        }
     }
 });

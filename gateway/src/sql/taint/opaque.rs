@@ -96,10 +96,11 @@ impl Opaque {
                 }
             }
             // Under another schema's name its tables would be others to the rules.
-            Ref::RenameStmt(it) if it.rename_type() == pb::ObjectType::ObjectSchema => {
-                if masked.is_schema(&it.subname) {
-                    self.refuse(masked, Place::Definition);
-                }
+            Ref::RenameStmt(it)
+                if it.rename_type() == pb::ObjectType::ObjectSchema
+                    && masked.is_schema(&it.subname) =>
+            {
+                self.refuse(masked, Place::Definition);
             }
             // (anything).card_number: what the composite value holds is not known.
             Ref::AIndirection(it) => {
