@@ -29,8 +29,8 @@ const HOW: &str = "
 * CPU is the proxy's own, user and system, from `/proc/PID/stat`.
 * A run of the gateway counts only if the log has exactly one intent and one result for each statement that the client counted, the
   recordings' payload is exactly what the kernel counted on the agents' sockets (tcp_info(7), as each socket ends) less the
-  StartupMessage and AuthenticationOk, the server's sockets carried the same and at most 4 KB more per session for the gateway's own login, no
-  clear value of a masked column arrived, and `sluice audit verify` finds nothing. Anything else ends the run.
+  StartupMessage, the server's sockets carried the same and at most 4 KB more per session for the gateway's own login
+  and a Describe with its answer per statement, no clear value of a masked column arrived, and `sluice audit verify` finds nothing. Anything else ends the run.
 * Recordings and log are on the disk that the system is on; what is written is in the page cache when it counts as recorded.
 
 ";

@@ -110,12 +110,13 @@ impl<'a> Site<'a> {
         // Everybody is trusted: what a login costs is the server's and the client's to say, and hides the rest.
         let database = Database::start_with(stage, "trust", &settings)?;
         fill(&database)?;
-        let installation = Installation::create(stage, &database, programs.join("sluice"))?;
-        let listen = configure(stage)?;
         let program = stage.folder().join("client");
         fs::copy(programs.join("xtask"), &program)?;
         let hop = start_own(stage, &program, "hop", Some(database.port))?;
         let sink = start_own(stage, &program, "sink", None)?;
+        // The last one: its port is taken when it starts, so until then everybody else finds it free.
+        let installation = Installation::create(stage, &database, programs.join("sluice"))?;
+        let listen = configure(stage)?;
         Ok(Self {
             stage,
             ways: vec![Way::new("direct", "-", database.port, None), hop],

@@ -3,6 +3,7 @@
 //! Sockets are counted as they end: the kernel tells whoever listens (sock_diag(7), the destroy group; `ss --events`)
 //! what tcp_info(7) says of them then. It costs the relayed bytes nothing, and nobody in between has a say in it.
 
+use std::fs;
 use std::io::{BufRead as _, BufReader};
 use std::process::{ChildStdout, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -74,6 +75,24 @@ impl Sockets {
     }
 }
 
+/// Connections with this local port that are still open on some side.
+pub fn open_at(port: u16) -> Result<usize> {
+    let ends = |file: &str| -> Result<usize> {
+        let text = fs::read_to_string(file).with_context(|| format!("reading {file}"))?;
+        Ok(text.lines().filter(|line| is_open_at(line, port)).count())
+    };
+    Ok(ends("/proc/net/tcp")? + ends("/proc/net/tcp6")?)
+}
+
+/// proc(5): `sl: local remote state …`, hexadecimal; 0A listens, 06 only waits for stray segments.
+fn is_open_at(line: &str, port: u16) -> bool {
+    let mut words = line.split_whitespace().skip(1);
+    let local = words.next().and_then(|local| local.rsplit(':').next());
+    let local = local.and_then(|hex| u16::from_str_radix(hex, 16).ok());
+    let state = words.nth(1).unwrap_or_default();
+    local == Some(port) && state != "0A" && state != "06"
+}
+
 fn collect(lines: ChildStdout, ended: &Mutex<Vec<Ended>>) {
     for line in BufReader::new(lines).lines().map_while(Result::ok) {
         if let Some(end) = parse(&line) {
@@ -109,6 +128,15 @@ fn parse(line: &str) -> Option<Ended> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listeners_are_no_connections() {
+        let line =
+            |state: &str| format!("   0: 0100007F:5790 0100007F:C2F4 {state} 00000000:00000000");
+        assert!(is_open_at(&line("01"), 0x5790));
+        assert!(!is_open_at(&line("0A"), 0x5790));
+        assert!(!is_open_at(&line("01"), 0xC2F4));
+    }
 
     #[test]
     fn reads_the_lines_of_ss() {
