@@ -53,6 +53,31 @@ impl Frame {
         }
     }
 
+    /// Samples that had each function anywhere in their stack, the most frequent ones first.
+    pub fn anywhere(&self) -> Vec<(String, u64)> {
+        let mut found = BTreeMap::new();
+        self.collect_anywhere(&mut Vec::new(), &mut found);
+        let mut found: Vec<_> = found.into_iter().collect();
+        found.sort_by_key(|(_, samples)| std::cmp::Reverse(*samples));
+        found
+    }
+
+    fn collect_anywhere<'a>(
+        &'a self,
+        callers: &mut Vec<&'a str>,
+        found: &mut BTreeMap<String, u64>,
+    ) {
+        for (name, frame) in &self.called {
+            // A function that calls itself is there once.
+            if !callers.contains(&name.as_str()) {
+                *found.entry(name.clone()).or_default() += frame.samples;
+            }
+            callers.push(name);
+            frame.collect_anywhere(callers, found);
+            callers.pop();
+        }
+    }
+
     pub fn samples(&self) -> u64 {
         self.samples
     }
@@ -161,6 +186,7 @@ mod tests {
         let own = root.innermost();
         assert!(own.contains(&("gateway::inner".to_owned(), 1)));
         assert!(own.contains(&("outer".to_owned(), 1)));
+        assert!(root.anywhere().contains(&("outer".to_owned(), 2)));
     }
 
     #[test]

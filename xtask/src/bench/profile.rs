@@ -80,11 +80,20 @@ fn script(data: &Path) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// The gateway's own functions with what they call, then whatever was running itself.
 fn list(frame: &Frame) -> String {
     let all = frame.samples().max(1) as f64;
-    let own = frame.innermost();
-    let shown = own.iter().take(SHOWN);
-    shown
-        .map(|(name, samples)| format!("{:5.1} %  {name}\n", *samples as f64 * 100.0 / all))
-        .collect()
+    let lines = |functions: Vec<(String, u64)>| -> String {
+        let shown = functions.iter().take(SHOWN);
+        shown
+            .map(|(name, samples)| format!("{:5.1} %  {name}\n", *samples as f64 * 100.0 / all))
+            .collect()
+    };
+    let mut steps = frame.anywhere();
+    steps.retain(|(name, _)| name.contains("gateway::") || name.contains("__x64_sys_"));
+    format!(
+        "with what they call\n{}\nthemselves\n{}",
+        lines(steps),
+        lines(frame.innermost())
+    )
 }
