@@ -204,8 +204,14 @@ fn gained(site: &Site<'_>, before: u64) -> Result<Gained> {
     file.seek(SeekFrom::Start(before))?;
     let mut gained = Gained::default();
     let mut questions = 0;
-    for line in BufReader::with_capacity(1 << 20, file).lines() {
-        let line = line?;
+    let (mut lines, mut line) = (BufReader::with_capacity(1 << 20, file), String::new());
+    loop {
+        line.clear();
+        lines.read_line(&mut line)?;
+        // What has no end yet is being written.
+        if !line.ends_with('\n') {
+            break;
+        }
         if line.contains(r#""event":"stmt.intent""#) {
             match line.contains("pg_catalog.") || line.contains("count(*)") {
                 true => questions += 1,

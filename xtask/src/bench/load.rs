@@ -103,13 +103,13 @@ pub const QUICK: &[Load] = &[
     load("churn, 8 clients", CHURN, 8, 1),
 ];
 
-/// What the gate in CI holds against its baseline.
+/// What the gate in CI holds against its baseline. Churn is not among them: it makes a file for each transaction, and what
+/// ext4 takes for that goes by how many files were deleted in the minutes before.
 pub const GATE: &[Load] = &[
     load("simple, 8 clients", SIMPLE, 8, 1),
     load("extended, 8 clients", EXTENDED, 8, 1),
     load("prepared, 8 clients", PREPARED, 8, 1),
     PIPELINE,
-    load("churn, 8 clients", CHURN, 8, 1),
 ];
 
 /// One run of a load on one way.
