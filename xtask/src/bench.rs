@@ -2,27 +2,46 @@
 //!
 //! The same work is run on every way in turn, several rounds of it, so that whatever else the machine does falls on
 //! all of them; ratios are taken within a round and medians over the rounds. A run of the gateway counts only if
-//! its evidence is exact: as many statements in the log as pgbench counted transactions, and a log that verifies.
+//! its evidence is exact (`evidence`): as many statements in the log as pgbench counted transactions, as many bytes in
+//! the recordings as the kernel counted on the sockets, no clear value where a mask is, and a log that verifies.
+//!
+//! Everything that was measured is in `target/bench.json`, and `docs/performance.md` is made from it.
 
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
 
 use crate::demo::leftovers::Stage;
 use crate::{build, build_ebpf, packages, toolchain};
 
+mod client;
+mod connects;
 mod evidence;
+mod flame;
+mod gate;
 mod hop;
 mod load;
+mod machine;
+mod micro;
+mod page;
+mod peers;
 mod process;
 mod profile;
+mod recordings;
 mod report;
+mod results;
+mod rows;
+mod sessions;
 mod site;
+mod sockets;
+mod start;
 
 use load::Load;
 use report::Cell;
+use results::Shape;
 use site::Site;
 
 /// How much is measured.
@@ -30,51 +49,181 @@ struct Plan {
     loads: &'static [Load],
     rounds: usize,
     duration: Duration,
+    results: Vec<Shape>,
+    result_rounds: usize,
+    /// How many sessions are held, one after another.
+    sessions: &'static [usize],
+    /// Rounds of connects and logins; none at all with 0.
+    connects: usize,
+    start: bool,
+    peers: bool,
+    /// Not enough for the page.
+    is_part: bool,
 }
 
-pub fn run(arguments: &[String]) -> Result<()> {
-    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    match words[..] {
-        ["hop", listen, target] => hop::run(listen.parse()?, target.parse()?),
-        [] => measure(&Plan {
+impl Plan {
+    fn whole() -> Self {
+        let shapes = |tenfold| {
+            ["text", "binary", "copy"]
+                .into_iter()
+                .flat_map(move |format| {
+                    [0, 1, 3].map(|masked| Shape {
+                        format,
+                        masked,
+                        tenfold,
+                    })
+                })
+        };
+        Self {
             loads: load::ALL,
             rounds: 5,
             duration: Duration::from_secs(5),
-        }),
-        ["quick"] => measure(&Plan {
+            results: shapes(false).chain(shapes(true)).collect(),
+            result_rounds: 5,
+            sessions: &[1_000, 5_000],
+            connects: 5,
+            start: true,
+            peers: true,
+            is_part: false,
+        }
+    }
+
+    fn quick() -> Self {
+        let shape = |format, masked| Shape {
+            format,
+            masked,
+            tenfold: false,
+        };
+        Self {
             loads: load::QUICK,
             rounds: 5,
             duration: Duration::from_secs(2),
-        }),
-        ["profile"] => profile(load::QUICK),
-        _ => bail!("bench takes nothing, quick, or profile"),
+            results: vec![shape("text", 0), shape("text", 1), shape("copy", 1)],
+            result_rounds: 3,
+            sessions: &[1_000],
+            connects: 3,
+            start: true,
+            peers: true,
+            is_part: false,
+        }
     }
 }
 
-fn measure(plan: &Plan) -> Result<()> {
-    packages::require_root("bench")?;
-    packages::for_demo()?;
+pub fn run(arguments: &[String]) -> Result<()> {
+    let mut words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let mut option = |name: &str| {
+        let given = words.contains(&name);
+        words.retain(|word| *word != name);
+        given
+    };
+    if option("--with-peers") {
+        packages::for_peers()?;
+    }
+    let built = option("--built");
+    match words[..] {
+        ["hop", listen, target] => hop::run(listen.parse()?, target.parse()?),
+        ["sink", listen] => hop::sink(listen.parse()?),
+        ["client", ref task @ ..] => client::run(task),
+        [] => measure(&Plan::whole(), built),
+        ["quick"] => measure(&Plan::quick(), built),
+        ["part", ref parts @ ..] => measure(&part(parts)?, built),
+        ["profile"] => at_a_site(built, profile),
+        ["gate"] => at_a_site(built, |mut site| gate::run(&mut site, false)),
+        ["gate", "--write"] => at_a_site(built, |mut site| gate::run(&mut site, true)),
+        ["micro"] => micro_alone(),
+        ["report"] => page::again(),
+        _ => bail!(
+            "bench takes nothing, quick, part PART…, profile, gate [--write], micro, or report; \
+             --with-peers installs pgbouncer and HAProxy first, --built measures the release builds that are there"
+        ),
+    }
+}
+
+/// Only some parts of the quick run: for whoever works on one of them.
+fn part(parts: &[&str]) -> Result<Plan> {
+    let known = ["loads", "results", "sessions", "connects", "start", "peers"];
+    if let Some(part) = parts.iter().find(|part| !known.contains(part)) {
+        bail!("no part {part}: {known:?}");
+    }
+    let has = |part| parts.contains(&part);
+    let mut plan = Plan::quick();
+    if !has("loads") {
+        plan.loads = &[];
+    }
+    if !has("results") {
+        plan.results.clear();
+    }
+    if !has("sessions") {
+        plan.sessions = &[];
+    }
+    if !has("connects") {
+        plan.connects = 0;
+    }
+    plan.start = has("start");
+    plan.peers = has("peers");
+    plan.is_part = true;
+    Ok(plan)
+}
+
+fn measure(plan: &Plan, built: bool) -> Result<()> {
+    let mut run = at_a_site(built, |site| everything(plan, site))?;
+    // The micro-benches have a run of their own.
+    if let Ok(before) = last_run() {
+        run["micro"] = before["micro"].clone();
+    }
+    save(&run)?;
+    match plan.is_part {
+        true => Ok(()),
+        false => page::write(&run),
+    }
+}
+
+fn micro_alone() -> Result<()> {
     build::run(&["--release".to_owned()])?;
-    build_hop()?;
+    let rows = micro::run()?;
+    micro::print(&rows);
+    let mut run = last_run().unwrap_or_else(|_| json!({ "machine": machine::describe() }));
+    run["micro"] = Value::Array(rows);
+    save(&run)?;
+    page::write(&run)
+}
+
+fn last_run() -> Result<Value> {
+    Ok(serde_json::from_str(&fs::read_to_string(page::json())?)?)
+}
+
+fn save(run: &Value) -> Result<()> {
+    let file = page::json();
+    fs::write(&file, serde_json::to_string_pretty(run)?)?;
+    println!("\nevery round: {}", file.display());
+    Ok(())
+}
+
+/// Builds, sets everything up but the gateway, and clears it away again whatever comes of it.
+/// `built`: the release builds that are there are taken as they are.
+fn at_a_site<T>(built: bool, act: impl FnOnce(Site<'_>) -> Result<T>) -> Result<T> {
+    packages::require_root("bench")?;
+    packages::for_bench()?;
+    if !built {
+        build_all()?;
+    }
     let stage = Stage::set(false)?;
-    let measured = Site::set_up(&stage, &programs()).and_then(|site| rounds(plan, &site));
-    stage.clear_away()?;
-    show(plan, &measured?)
+    let done = Site::prepare(&stage, &programs()).and_then(act);
+    let cleared = stage.clear_away();
+    let done = done?;
+    cleared?;
+    Ok(done)
 }
 
 /// Where the gateway spends its time under each load.
-fn profile(loads: &[Load]) -> Result<()> {
-    packages::require_root("bench profile")?;
-    packages::for_demo()?;
-    build::run(&["--release".to_owned()])?;
-    build_hop()?;
-    let stage = Stage::set(false)?;
-    let profiled = Site::set_up(&stage, &programs()).and_then(|site| profile::record(&site, loads));
-    stage.clear_away()?;
-    profiled
+fn profile(mut site: Site<'_>) -> Result<()> {
+    site.guard("load")?;
+    site.start_gateway()?;
+    profile::record(&site, load::QUICK)
 }
 
-fn build_hop() -> Result<()> {
+fn build_all() -> Result<()> {
+    build::run(&["--release".to_owned()])?;
     let mut cargo = toolchain::cargo();
     cargo.args(["build", "--release", "--package", "xtask"]);
     let status = cargo.current_dir(build_ebpf::workspace()).status()?;
@@ -86,34 +235,78 @@ fn programs() -> PathBuf {
     build_ebpf::target_folder().join("release")
 }
 
-fn rounds(plan: &Plan, site: &Site<'_>) -> Result<Vec<Cell>> {
+fn everything(plan: &Plan, mut site: Site<'_>) -> Result<Value> {
+    let machine = machine::describe();
+    let mut connecting = Vec::new();
+    match plan.connects {
+        0 => site.guard("load")?,
+        rounds => connecting.extend(connects::bystanders(&site, rounds)?),
+    }
+    site.start_gateway()?;
+    if plan.peers {
+        site.start_peers()?;
+    }
+    if plan.connects > 0 {
+        connecting.extend(connects::agents(&site, plan.connects)?);
+        connecting.extend(connects::logins(&site, plan.connects)?);
+    }
+    report::print_connects(&connecting);
+    let mut held = Vec::new();
+    for count in plan.sessions {
+        held.extend(sessions::measure(&site, *count)?);
+    }
+    report::print_sessions(&held);
+    let cells = rounds(plan.loads, plan.rounds, plan.duration, &site)?;
+    let loads = loads(plan, &cells)?;
+    let results = results::measure(&site, &plan.results, plan.result_rounds)?;
+    report::print_results(&results);
+    println!("\n{}", evidence::verify(&site)?);
+    let start = match plan.start {
+        true => start::measure(&site)?,
+        false => Value::Null,
+    };
+    report::print_start(&start);
+    let ways = site
+        .ways
+        .iter()
+        .map(|way| json!({ "way": way.name, "inspects": way.inspects, "pools": way.pools }));
+    Ok(json!({
+        "machine": machine,
+        "ways": ways.collect::<Vec<_>>(),
+        "loads": loads,
+        "results": results,
+        "sessions": held,
+        "connects": connecting,
+        "start": start,
+    }))
+}
+
+fn rounds(loads: &[Load], rounds: usize, duration: Duration, site: &Site<'_>) -> Result<Vec<Cell>> {
     let mut cells: Vec<Cell> = Vec::new();
-    for load in plan.loads {
+    for load in loads {
         let first = cells.len();
         cells.extend(site.ways.iter().map(|way| Cell {
             load: *load,
             way: way.name,
             rounds: Vec::new(),
         }));
-        for round in 0..plan.rounds {
+        for round in 0..rounds {
             toolchain::progress(&format!("{}, round {}", load.name, round + 1));
             // Another begins in each round: whoever comes first finds other caches.
             for turn in 0..site.ways.len() {
                 let index = (round + turn) % site.ways.len();
                 let way = &site.ways[index];
                 let before = evidence::mark(site)?;
-                let run = load.run(site, way, plan.duration)?;
-                evidence::check(site, way, load, &run, before)?;
+                let run = load.run(site, way, duration)?;
+                evidence::check(site, way, before, &load.expected(&run))?;
                 cells[first + index].rounds.push(run);
             }
         }
     }
-    evidence::verify(site)?;
     Ok(cells)
 }
 
-fn show(plan: &Plan, cells: &[Cell]) -> Result<()> {
-    println!("{}", load::version()?);
+fn loads(plan: &Plan, cells: &[Cell]) -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     for load in plan.loads {
         let of = |way: &str| {
@@ -134,8 +327,5 @@ fn show(plan: &Plan, cells: &[Cell]) -> Result<()> {
                 .map(|(cell, it)| report::to_json(load, cell.way, it, cell)),
         );
     }
-    let file = build_ebpf::target_folder().join("bench.json");
-    fs::write(&file, serde_json::to_string_pretty(&rows)?)?;
-    println!("\nevery round: {}", file.display());
-    Ok(())
+    Ok(rows)
 }

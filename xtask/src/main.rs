@@ -26,7 +26,10 @@ usage: cargo xtask TASK
                denials: denied statements, in every client and message order, as a table;
                pg-suites: PostgreSQL's own suites, through the gateway and directly]
   lint         formatting and clippy, host and kernel code
-  bench        speed, against the server itself and a plain hop, as medians [quick]
+  bench        speed, against the server itself and a plain hop, as medians; makes docs/performance.md
+               [quick: under 5 minutes; --with-peers: installs pgbouncer and HAProxy to compare with;
+               part PART…: some of it; profile: a flame graph; micro: single steps;
+               gate: against the committed baseline; report: the page again, from the last run]
   kernels      load the kernel programs into other kernels, in QEMU [VERSION…]
   ci           what the gate runs [--fuzz: each fuzz target for 60 s; --fuzz=SECONDS TARGET…]
 ";

@@ -20,11 +20,25 @@ const FUZZING: &[&str] = &["g++"];
 /// PostgreSQL's own suites: an extension and a client in C, out of a source archive.
 const PG_SUITES: &[&str] = &["gcc", "libc6-dev", "bzip2"];
 
+/// The same server; `ss`, which tells what the kernel counted on sockets.
+const BENCH: &[&str] = &["postgresql", "openssl", "iproute2"];
+
+/// Other proxies, to compare with.
+const PEERS: &[&str] = &["pgbouncer", "haproxy"];
+
 /// What shows where a process spends its time.
 const PROFILING: &[&str] = &["linux-perf"];
 
 pub fn for_profiling() -> Result<()> {
     toolchain::apt_install(PROFILING)
+}
+
+pub fn for_bench() -> Result<()> {
+    toolchain::apt_install(BENCH)
+}
+
+pub fn for_peers() -> Result<()> {
+    toolchain::apt_install(PEERS)
 }
 
 pub fn for_demo() -> Result<()> {

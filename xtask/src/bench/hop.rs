@@ -41,3 +41,12 @@ async fn relay(mut client: TcpStream, target: SocketAddr) -> std::io::Result<()>
     copy_bidirectional(&mut client, &mut server).await?;
     Ok(())
 }
+
+/// Accepts every connection and closes it: what connecting itself costs is measured against it.
+pub fn sink(listen: SocketAddr) -> Result<()> {
+    let listener = std::net::TcpListener::bind(listen)?;
+    println!("sink: ready on {listen}");
+    loop {
+        drop(listener.accept()?);
+    }
+}

@@ -28,6 +28,11 @@ pub struct Database {
 impl Database {
     /// Clients over the network prove themselves with `method`, as pg_hba.conf calls it.
     pub fn start(stage: &Stage, method: &str) -> Result<Self> {
+        Self::start_with(stage, method, &[])
+    }
+
+    /// The same with settings, `name=value`.
+    pub fn start_with(stage: &Stage, method: &str, settings: &[&str]) -> Result<Self> {
         let folder = stage.folder().join("postgres");
         let data = folder.join("data");
         fs::create_dir(&folder)?;
@@ -54,6 +59,7 @@ impl Database {
             .arg(format!("port={port}"))
             .arg("-c")
             .arg(format!("unix_socket_directories={}", folder.display()))
+            .args(settings.iter().flat_map(|setting| ["-c", setting]))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?)
