@@ -142,7 +142,7 @@ impl Conversation {
     ) -> Result<(), ProtocolError> {
         let types = backend::parameter_types(message)?;
         match self.pending.front() {
-            Some(Pending::Describe { statement }) => {
+            Some(Pending::Describe { statement, .. }) => {
                 if let Some(statement) = statement {
                     statement.describe_parameter_types(types);
                 }
@@ -160,6 +160,13 @@ impl Conversation {
         delivery: &mut Delivery,
     ) -> Result<(), ProtocolError> {
         match self.pending.front() {
+            Some(Pending::Describe {
+                rows_follow: true, ..
+            }) => {
+                let plan = self.plan_of(message)?;
+                self.columns_known(plan);
+                delivery.unchanged(message);
+            }
             Some(Pending::Describe { .. }) => {
                 RowDescription::parse(message)?;
                 self.pending.pop_front();
@@ -181,8 +188,11 @@ impl Conversation {
 
     fn no_data(&mut self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
         match self.pending.front() {
-            Some(Pending::Describe { .. }) => {
-                self.pending.pop_front();
+            Some(Pending::Describe { rows_follow, .. }) => {
+                match rows_follow {
+                    true => self.columns_known(Arc::default()),
+                    false => drop(self.pending.pop_front()),
+                }
                 delivery.unchanged(message);
             }
             Some(Pending::OwnDescribe { .. }) => self.columns_known(Arc::default()),
@@ -194,8 +204,13 @@ impl Conversation {
 
     fn columns_known(&mut self, plan: Arc<Plan>) {
         self.plan = plan;
-        let Some(Pending::OwnDescribe { portal }) = self.pending.pop_front() else {
-            return;
+        let portal = match self.pending.pop_front() {
+            Some(Pending::OwnDescribe { portal }) => portal,
+            Some(Pending::Describe {
+                portal: Some(portal),
+                ..
+            }) => portal,
+            _ => return,
         };
         // All that went before is answered, so this is the portal that will run.
         let known = self.portals.settled(&portal).iter();

@@ -147,7 +147,32 @@ impl Conversation {
                 .cloned(),
             Object::Portal(_) => None,
         };
-        self.queue(Pending::Describe { statement });
+        let portal = match object {
+            Object::Statement(_) => None,
+            Object::Portal(name) => Some(known_as(name)),
+        };
+        self.queue(Pending::Describe {
+            statement,
+            portal,
+            rows_follow: false,
+        });
+    }
+
+    /// Whether the agent has just asked for the columns of the portal that is to be executed: then the
+    /// gateway learns them from that answer.
+    pub fn is_described(&mut self, execution: &Execution) -> bool {
+        let skipping = self.is_skipping();
+        match self.pending.back_mut() {
+            Some(Pending::Describe {
+                portal: Some(portal),
+                rows_follow,
+                ..
+            }) if !skipping && *portal == execution.portal => {
+                *rows_follow = true;
+                true
+            }
+            _ => false,
+        }
     }
 
     /// The gateway asks for the columns of the portal that is to be executed: the answer is here before

@@ -7,6 +7,7 @@ use bytes::{BufMut, BytesMut};
 use super::{Alternative, Conversation, Refused};
 use crate::audit::event::StatementOutcome::{self, Error, Ok as Done, Skipped, Suspended};
 use crate::policy::Denial;
+use crate::protocol::postgres::frontend::Object;
 use crate::protocol::postgres::{Decoder, Frame, Message, ProtocolError, Sender, decode};
 use crate::session::decide::{Allowed, Analysed, Meaning, Runs};
 use crate::session::driver::postgres::bound::Bound;
@@ -268,7 +269,6 @@ fn a_failed_parse_leaves_the_earlier_statement_of_that_name() {
 
 #[test]
 fn a_skipped_close_leaves_the_statement() {
-    use crate::protocol::postgres::frontend::Object;
     let mut it = conversation();
     parse(&mut it, b"s", "SELECT 1");
     it.sync().expect("no COPY");
@@ -326,7 +326,6 @@ fn the_gateways_own_describe_is_not_shown() {
 /// What the server says of a statement's parameters is known at the next Bind.
 #[test]
 fn a_described_statement_has_its_parameters_types() {
-    use crate::protocol::postgres::frontend::Object;
     let mut it = conversation();
     let read_as = |text: &str, types: &[u32]| {
         let statements = read(text);
@@ -490,6 +489,48 @@ fn a_suspended_portal_stays_masked_when_its_cursor_becomes_another() {
 }
 
 #[test]
+fn the_agents_own_describe_tells_how_rows_are_masked() {
+    const CARD: &[u8] = b"\0\x01\0\0\0\x0fclear card text";
+    let clear = |bytes: &BytesMut| bytes.windows(10).any(|window| window == b"clear card");
+    let masking = || Conversation::new(Arc::new(Catalogue::masking_for_tests(7, 1)));
+    let mut it = masking();
+    parse(&mut it, b"", "SELECT 1");
+    it.bind(b"p", b"", Bound::default());
+    it.describe(Object::Portal(b"p"));
+    let execution = it.execution(b"p");
+    assert!(it.is_described(&execution));
+    it.execute(&execution, &allowed(1));
+    it.sync().expect("no COPY");
+    let answers = [
+        message(b'1', b""),
+        message(b'2', b""),
+        row_description(7, 1),
+        message(b'D', CARD),
+        complete(),
+        ready(b'I'),
+    ];
+    let (seen, bytes) = answer(&mut it, &answers).expect("in step");
+    assert_eq!(seen.tags, "12TDCZ");
+    assert!(!clear(&bytes));
+    // Of another portal, of the statement, or with something in between: it is not what will run.
+    for between in [0, 1, 2] {
+        let mut it = masking();
+        parse(&mut it, b"", "SELECT 1");
+        it.bind(b"p", b"", Bound::default());
+        match between {
+            0 => it.describe(Object::Portal(b"q")),
+            1 => it.describe(Object::Statement(b"")),
+            _ => {
+                it.describe(Object::Portal(b"p"));
+                it.bind(b"p", b"", Bound::default());
+            }
+        }
+        let execution = it.execution(b"p");
+        assert!(!it.is_described(&execution), "{between}");
+    }
+}
+
+#[test]
 fn what_a_failed_server_skips_is_not_waited_for() {
     let mut it = conversation();
     parse(&mut it, b"", "SELECT 1");
@@ -518,7 +559,6 @@ fn ends_of_no_copy_are_not_waited_for() {
 
 #[test]
 fn names_the_server_cuts_short_are_one_name() {
-    use crate::protocol::postgres::frontend::Object;
     let (one, two) = ([b'a'; 64], [[b'a'; 63].as_slice(), b"b"].concat());
     let mut it = conversation();
     parse(&mut it, &one, "SELECT 0");
@@ -533,7 +573,6 @@ fn names_the_server_cuts_short_are_one_name() {
 
 #[test]
 fn a_skipped_bind_or_close_leaves_the_portal() {
-    use crate::protocol::postgres::frontend::Object;
     let mut it = conversation();
     parse(&mut it, b"s", "SELECT 1");
     it.bind(b"p", b"s", Bound::default());

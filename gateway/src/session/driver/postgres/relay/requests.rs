@@ -267,7 +267,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             Ruling::Allowed(allowed) => allowed,
             Ruling::Denied(denied) => return self.refuse_execution(message, &execution, &denied),
         };
-        if catalogue.masks_anything() {
+        if catalogue.masks_anything() && !self.session.conversation().is_described(&execution) {
             self.session.conversation().own_describe(&execution);
             self.batch.and(Permit::own_describe(portal));
         }
