@@ -103,7 +103,7 @@ impl Plan {
             sessions: &[1_000],
             connects: 3,
             start: true,
-            peers: true,
+            peers: false,
             is_part: false,
         }
     }
@@ -116,7 +116,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
         words.retain(|word| *word != name);
         given
     };
-    if option("--with-peers") {
+    let peers = option("--with-peers");
+    if peers {
         packages::for_peers()?;
     }
     let built = option("--built");
@@ -125,7 +126,10 @@ pub fn run(arguments: &[String]) -> Result<()> {
         ["sink", listen] => hop::sink(listen.parse()?),
         ["client", ref task @ ..] => client::run(task),
         [] => measure(&Plan::whole(), built),
-        ["quick"] => measure(&Plan::quick(), built),
+        ["quick"] => {
+            let quick = Plan::quick();
+            measure(&Plan { peers, ..quick }, built)
+        }
         ["part", ref parts @ ..] => measure(&part(parts)?, built),
         ["profile"] => at_a_site(built, profile),
         ["gate"] => at_a_site(built, |mut site| gate::run(&mut site, false)),
@@ -141,7 +145,9 @@ pub fn run(arguments: &[String]) -> Result<()> {
 
 /// Only some parts of the quick run: for whoever works on one of them.
 fn part(parts: &[&str]) -> Result<Plan> {
-    let known = ["loads", "results", "sessions", "connects", "start", "peers"];
+    let known = [
+        "loads", "results", "sessions", "crowd", "connects", "start", "peers",
+    ];
     if let Some(part) = parts.iter().find(|part| !known.contains(part)) {
         bail!("no part {part}: {known:?}");
     }
@@ -153,9 +159,12 @@ fn part(parts: &[&str]) -> Result<Plan> {
     if !has("results") {
         plan.results.clear();
     }
-    if !has("sessions") {
-        plan.sessions = &[];
-    }
+    plan.sessions = match (has("sessions"), has("crowd")) {
+        (true, true) => &[1_000, 5_000],
+        (true, false) => &[1_000],
+        (false, true) => &[5_000],
+        (false, false) => &[],
+    };
     if !has("connects") {
         plan.connects = 0;
     }

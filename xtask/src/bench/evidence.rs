@@ -102,7 +102,7 @@ pub fn check(site: &Site<'_>, way: &Way, before: Mark, expected: &Expected) -> R
         if told == (statements, statements) && ended && sockets_have_ended(site, &gained) {
             return match way.is_gateway() {
                 true => whole(site, expected, &gained),
-                false => server_is_rid_of_it(site, before),
+                false => server_is_rid_of_it(site, way, before),
             };
         }
         ensure!(
@@ -120,15 +120,20 @@ pub fn check(site: &Site<'_>, way: &Way, before: Mark, expected: &Expected) -> R
     }
 }
 
-/// The next run's sockets are not to be taken for this one's: the server's ends close after the client's.
-fn server_is_rid_of_it(site: &Site<'_>, before: Mark) -> Result<()> {
-    let begun = Instant::now();
-    while sockets::open_at(site.database.port)? > before.connections && begun.elapsed() < PATIENCE {
+/// The next run's sockets are not to be taken for this one's: the server's ends close after the client's, and the kernel
+/// tells of both when it has time.
+fn server_is_rid_of_it(site: &Site<'_>, way: &Way, before: Mark) -> Result<()> {
+    let (server, begun) = (site.database.port, Instant::now());
+    loop {
+        let closed = sockets::open_at(server)? <= before.connections;
+        let (clients, _) = site.sockets.sent(None, Some(server));
+        let (servers, _) = site.sockets.sent(Some(server), None);
+        let told = way.pools || (clients > 0 && clients == servers);
+        if (closed && told) || begun.elapsed() > PATIENCE {
+            return Ok(());
+        }
         thread::sleep(Duration::from_millis(10));
     }
-    // What the kernel has told has a pipe to pass.
-    thread::sleep(Duration::from_millis(50));
-    Ok(())
 }
 
 fn sockets_have_ended(site: &Site<'_>, gained: &Gained) -> bool {
