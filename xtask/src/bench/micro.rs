@@ -22,7 +22,7 @@ pub fn run() -> Result<Vec<Value>> {
     let mut rows = Vec::new();
     collect(&results, &mut rows)?;
     ensure!(!rows.is_empty(), "nothing in {}", results.display());
-    rows.sort_by(|a, b| order(a).cmp(&order(b)));
+    rows.sort_by_key(order);
     Ok(rows)
 }
 
