@@ -188,7 +188,8 @@ fn measure(plan: &Plan, built: bool) -> Result<()> {
 }
 
 fn micro_alone() -> Result<()> {
-    build::run(&["--release".to_owned()])?;
+    // The gateway does not compile without the kernel programs that it embeds.
+    build_ebpf::build()?;
     let rows = micro::run()?;
     micro::print(&rows);
     let mut run = last_run().unwrap_or_else(|_| json!({ "machine": machine::describe() }));
@@ -198,7 +199,9 @@ fn micro_alone() -> Result<()> {
 }
 
 fn last_run() -> Result<Value> {
-    Ok(serde_json::from_str(&fs::read_to_string(page::json())?)?)
+    let run: Value = serde_json::from_str(&fs::read_to_string(page::json())?)?;
+    ensure!(run.is_object(), "the last run was written by another bench");
+    Ok(run)
 }
 
 fn save(run: &Value) -> Result<()> {
@@ -265,10 +268,11 @@ fn everything(plan: &Plan, mut site: Site<'_>) -> Result<Value> {
         held.extend(sessions::measure(&site, *count)?);
     }
     report::print_sessions(&held);
-    let cells = rounds(plan.loads, plan.rounds, plan.duration, &site)?;
-    let loads = loads(plan, &cells)?;
+    // Before the loads: after each result the log is verified, and now it is short.
     let results = results::measure(&site, &plan.results, plan.result_rounds)?;
     report::print_results(&results);
+    let cells = rounds(plan.loads, plan.rounds, plan.duration, &site)?;
+    let loads = loads(plan, &cells)?;
     println!("\n{}", evidence::verify(&site)?);
     let start = match plan.start {
         true => start::measure(&site)?,

@@ -71,7 +71,7 @@ pub struct Mark {
 
 /// Sockets that end from now on are counted.
 pub fn mark(site: &Site<'_>) -> Result<Mark> {
-    site.sockets.forget();
+    site.sockets.forget(site.stage, site.sink.port)?;
     Ok(Mark {
         log: fs::metadata(log(site))?.len(),
         connections: sockets::open_at(site.database.port)?,
@@ -94,14 +94,14 @@ pub fn check(site: &Site<'_>, way: &Way, before: Mark, expected: &Expected) -> R
     } else {
         0
     };
-    let begun = Instant::now();
+    let (mut reading, begun) = (Reading::since(site, before)?, Instant::now());
     loop {
-        let gained = gained(site, before.log)?;
+        let gained = reading.go_on()?;
         let told = (gained.intents, gained.results);
         let ended = gained.opened == gained.closed.len() as u64;
-        if told == (statements, statements) && ended && sockets_have_ended(site, &gained) {
+        if told == (statements, statements) && ended && sockets_have_ended(site, gained)? {
             return match way.is_gateway() {
-                true => whole(site, expected, &gained),
+                true => whole(site, expected, gained),
                 false => server_is_rid_of_it(site, way, before),
             };
         }
@@ -114,7 +114,7 @@ pub fn check(site: &Site<'_>, way: &Way, before: Mark, expected: &Expected) -> R
             gained.results,
             gained.opened,
             gained.closed.len(),
-            site.sockets.sent(None, Some(site.listen)),
+            site.sockets.sent(None, Some(site.listen))?,
         );
         thread::sleep(Duration::from_millis(50));
     }
@@ -126,8 +126,8 @@ fn server_is_rid_of_it(site: &Site<'_>, way: &Way, before: Mark) -> Result<()> {
     let (server, begun) = (site.database.port, Instant::now());
     loop {
         let closed = sockets::open_at(server)? <= before.connections;
-        let (clients, _) = site.sockets.sent(None, Some(server));
-        let (servers, _) = site.sockets.sent(Some(server), None);
+        let (clients, _) = site.sockets.sent(None, Some(server))?;
+        let (servers, _) = site.sockets.sent(Some(server), None)?;
         let told = way.pools || (clients > 0 && clients == servers);
         if (closed && told) || begun.elapsed() > PATIENCE {
             return Ok(());
@@ -136,19 +136,20 @@ fn server_is_rid_of_it(site: &Site<'_>, way: &Way, before: Mark) -> Result<()> {
     }
 }
 
-fn sockets_have_ended(site: &Site<'_>, gained: &Gained) -> bool {
+fn sockets_have_ended(site: &Site<'_>, gained: &Gained) -> Result<bool> {
     let sessions = gained.closed.len() as u64;
-    if sessions == 0 {
-        return true;
-    }
     let (listen, server) = (site.listen, site.database.port);
-    let ends = [
-        site.sockets.sent(None, Some(listen)),
-        site.sockets.sent(Some(listen), None),
-        site.sockets.sent(None, Some(server)),
-        site.sockets.sent(Some(server), None),
-    ];
-    ends.iter().all(|(ends, _)| *ends >= sessions)
+    for (local, peer) in [
+        (None, Some(listen)),
+        (Some(listen), None),
+        (None, Some(server)),
+        (Some(server), None),
+    ] {
+        if site.sockets.sent(local, peer)?.0 < sessions {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Bytes on the sockets are bytes in the recordings are bytes in the log.
@@ -172,8 +173,8 @@ fn whole(site: &Site<'_>, expected: &Expected, gained: &Gained) -> Result<()> {
         expected.masked
     );
     let (listen, server) = (site.listen, site.database.port);
-    let from_agents = site.sockets.sent(None, Some(listen));
-    let to_agents = site.sockets.sent(Some(listen), None);
+    let from_agents = site.sockets.sent(None, Some(listen))?;
+    let to_agents = site.sockets.sent(Some(listen), None)?;
     let on_agents_side = (
         (sessions, recorded.from_agents + sessions * expected.startup),
         (sessions, recorded.to_agents),
@@ -182,8 +183,8 @@ fn whole(site: &Site<'_>, expected: &Expected, gained: &Gained) -> Result<()> {
         (from_agents, to_agents) == on_agents_side,
         "{what}: agents' sockets carried {from_agents:?} and {to_agents:?}, by the recordings it would be {on_agents_side:?}"
     );
-    let to_server = site.sockets.sent(None, Some(server));
-    let from_server = site.sockets.sent(Some(server), None);
+    let to_server = site.sockets.sent(None, Some(server))?;
+    let from_server = site.sockets.sent(Some(server), None)?;
     for (sent, recorded, each) in [
         (to_server, recorded.from_agents, OWN_QUESTION),
         (from_server, recorded.to_agents, OWN_ANSWER),
@@ -203,35 +204,59 @@ fn whole(site: &Site<'_>, expected: &Expected, gained: &Gained) -> Result<()> {
     Ok(())
 }
 
-/// What the log tells since `before`; what pgbench asks about the tables before it starts is left out.
-fn gained(site: &Site<'_>, before: u64) -> Result<Gained> {
-    let mut file = File::open(log(site))?;
-    file.seek(SeekFrom::Start(before))?;
-    let mut gained = Gained::default();
-    let mut questions = 0;
-    let (mut lines, mut line) = (BufReader::with_capacity(1 << 20, file), String::new());
-    loop {
-        line.clear();
-        lines.read_line(&mut line)?;
-        // What has no end yet is being written.
-        if !line.ends_with('\n') {
-            break;
-        }
-        if line.contains(r#""event":"stmt.intent""#) {
-            match line.contains("pg_catalog.") || line.contains("count(*)") {
-                true => questions += 1,
-                false => gained.intents += 1,
+/// What the log tells since a mark, read as it grows.
+struct Reading {
+    lines: BufReader<File>,
+    line: String,
+    gained: Gained,
+    /// What pgbench asks about the tables before it starts, and its answers, are left out.
+    questions: u64,
+}
+
+impl Reading {
+    fn since(site: &Site<'_>, before: Mark) -> Result<Self> {
+        let mut file = File::open(log(site))?;
+        file.seek(SeekFrom::Start(before.log))?;
+        Ok(Self {
+            lines: BufReader::with_capacity(1 << 20, file),
+            line: String::new(),
+            gained: Gained::default(),
+            questions: 0,
+        })
+    }
+
+    /// Reads what has come since the last time.
+    fn go_on(&mut self) -> Result<&Gained> {
+        loop {
+            self.lines.read_line(&mut self.line)?;
+            // What has no end yet is being written: its rest follows the next time.
+            if !self.line.ends_with('\n') {
+                return Ok(&self.gained);
             }
-        } else if line.contains(r#""event":"stmt.result""#) {
-            gained.results += 1;
-        } else if line.contains(r#""event":"session.open""#) {
-            gained.opened += 1;
-        } else if line.contains(r#""event":"session.close""#) {
-            gained.close(&serde_json::from_str(&line)?)?;
+            self.take()?;
+            self.line.clear();
         }
     }
-    gained.results = gained.results.saturating_sub(questions);
-    Ok(gained)
+
+    fn take(&mut self) -> Result<()> {
+        let line = &self.line;
+        if line.contains(r#""event":"stmt.intent""#) {
+            match line.contains("pg_catalog.") || line.contains("count(*)") {
+                true => self.questions += 1,
+                false => self.gained.intents += 1,
+            }
+        } else if line.contains(r#""event":"stmt.result""#) {
+            match self.questions {
+                0 => self.gained.results += 1,
+                _ => self.questions -= 1,
+            }
+        } else if line.contains(r#""event":"session.open""#) {
+            self.gained.opened += 1;
+        } else if line.contains(r#""event":"session.close""#) {
+            self.gained.close(&serde_json::from_str(line)?)?;
+        }
+        Ok(())
+    }
 }
 
 impl Gained {
@@ -294,7 +319,8 @@ fn is_removed(problem: &str, removed: &BTreeSet<String>) -> bool {
 /// Verifies everything, then removes the recordings since `before`: gigabytes would not fit on every disk.
 pub fn verify_and_remove(site: &Site<'_>, before: Mark) -> Result<()> {
     verify(site)?;
-    let closed = gained(site, before.log)?.closed;
+    let mut reading = Reading::since(site, before)?;
+    let closed = reading.go_on()?.closed.clone();
     recordings::remove(&recordings_folder(site), &closed)?;
     REMOVED.with_borrow_mut(|removed| removed.extend(closed));
     Ok(())

@@ -26,10 +26,13 @@ pub fn run() -> Result<Vec<Value>> {
     Ok(rows)
 }
 
-/// By step, then by size.
+/// By step, then by size: `facts, new/bytes/1000`.
 fn order(row: &Value) -> (String, u64) {
-    let group = row["group"].as_str().unwrap_or_default().to_owned();
-    (group, row["bytes"].as_u64().unwrap_or(0))
+    let step = row["step"].as_str().unwrap_or_default();
+    match step.rsplit_once('/') {
+        Some((name, size)) => (name.to_owned(), size.parse().unwrap_or(0)),
+        None => (step.to_owned(), 0),
+    }
 }
 
 pub fn print(rows: &[Value]) {
@@ -76,7 +79,6 @@ fn row(folder: &Path) -> Result<Value> {
     let items = throughput["Elements"].as_f64();
     Ok(json!({
         "step": bench["full_id"],
-        "group": bench["group_id"],
         "bytes": bytes,
         "ns": ns / items.unwrap_or(1.0),
         "gb_per_second": bytes.map(|bytes| bytes as f64 / ns),

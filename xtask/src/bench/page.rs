@@ -214,12 +214,16 @@ fn start(page: &mut String, it: &Value) -> Result<()> {
     }
     writeln!(
         page,
-        "\n## Start\n\nWith {} agents and {} policies the guard is loaded in {} s, and broker and gateway are ready after {} s, the gateway with {} MB resident.",
+        "\n## Start\n\nWith {} agents and {} policies the guard is loaded in {} s, and broker and gateway are ready after {} s, the gateway with {} MB\n\
+         resident; with one agent, and a log of {} MB to continue, after {} s with {} MB.",
         it["agents"],
         it["policies"],
         number(&it["guard_seconds"], 2),
         number(&it["seconds_until_ready"], 2),
         megabytes(&it["resident_kb"]),
+        number(&it["log_mb"], 0),
+        number(&it["seconds_with_that_log"], 2),
+        megabytes(&it["resident_kb_with_that_log"]),
     )?;
     Ok(())
 }

@@ -205,13 +205,15 @@ pub fn print_results(rows: &[Value]) {
 pub fn print_start(start: &Value) {
     if !start.is_null() {
         println!(
-            "\nstart with {} agents and {} policies: guard {} s, ready after {} s, {} kB resident ({} kB before)",
+            "\nstart with {} agents and {} policies: guard {} s, ready after {} s, {} kB resident; with one agent and a log of {} MB {} s, {} kB",
             start["agents"],
             start["policies"],
             shown(&start["guard_seconds"], 2),
             shown(&start["seconds_until_ready"], 2),
             start["resident_kb"],
-            start["resident_before_kb"],
+            shown(&start["log_mb"], 0),
+            shown(&start["seconds_with_that_log"], 2),
+            start["resident_kb_with_that_log"],
         );
     }
 }

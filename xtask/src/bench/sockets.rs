@@ -3,16 +3,21 @@
 //! Sockets are counted as they end: the kernel tells whoever listens (sock_diag(7), the destroy group; `ss --events`)
 //! what tcp_info(7) says of them then. It costs the relayed bytes nothing, and nobody in between has a say in it.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
-use std::process::{ChildStdout, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::demo::leftovers::Stage;
+
+/// How long the kernel may take to tell of a socket that has ended.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One end of a connection that is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,55 +28,107 @@ pub struct Ended {
     pub sent: u64,
 }
 
-/// The ends seen since they were last asked for.
+/// The ends seen since they were last forgotten.
 pub struct Sockets {
-    ended: Arc<Mutex<Vec<Ended>>>,
+    /// What `ss` says. A pipe would hold it up whenever nobody reads, and then it loses events.
+    file: PathBuf,
+    seen: Mutex<Seen>,
+}
+
+struct Seen {
+    lines: BufReader<File>,
+    line: String,
+    ended: Vec<Ended>,
 }
 
 impl Sockets {
     pub fn watch(stage: &Stage) -> Result<Self> {
-        let mut ss = Command::new("setpriv")
-            .args(["--pdeathsig=KILL", "--", "stdbuf", "-oL"])
-            .args([
-                "ss",
-                "--events",
-                "--tcp",
-                "--info",
-                "--numeric",
-                "--no-header",
-                "--oneline",
-            ])
+        let file = stage.folder().join("sockets");
+        File::create(&file)?;
+        let lines = BufReader::new(File::open(&file)?);
+        let sockets = Self {
+            file,
+            seen: Mutex::new(Seen {
+                lines,
+                line: String::new(),
+                ended: Vec::new(),
+            }),
+        };
+        sockets.start(stage)?;
+        Ok(sockets)
+    }
+
+    fn start(&self, stage: &Stage) -> Result<()> {
+        let file = OpenOptions::new().append(true).open(&self.file)?;
+        let ss = Command::new("setpriv")
+            .args(["--pdeathsig=KILL", "--"])
+            // Before everybody else: the kernel does not wait for it.
+            .args(["nice", "-n", "-19", "stdbuf", "-oL", "ss"])
+            .args(["--events", "--tcp", "--info", "--numeric"])
+            .args(["--no-header", "--oneline"])
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
+            .stdout(file)
             .stderr(Stdio::null())
             .spawn()
             .context("starting ss, of iproute2")?;
-        let lines = ss.stdout.take().context("stdout is a pipe")?;
-        stage.adopt(ss)?;
-        let ended = Arc::new(Mutex::new(Vec::new()));
-        let collected = Arc::clone(&ended);
-        thread::spawn(move || collect(lines, &collected));
-        // It says nothing when it has begun to listen.
-        thread::sleep(Duration::from_millis(300));
-        Ok(Self { ended })
+        stage.adopt(ss)
     }
 
-    pub fn forget(&self) {
-        self.lock().clear();
+    /// Forgets everything, once it is certain that events come through: a connection to `sink` is told of.
+    pub fn forget(&self, stage: &Stage, sink: u16) -> Result<()> {
+        for _ in 0..10 {
+            if self.hears_of(sink)? {
+                self.seen().ended.clear();
+                return Ok(());
+            }
+            // It ends when events come faster than it reads.
+            self.start(stage)?;
+            thread::sleep(Duration::from_millis(300));
+        }
+        ensure!(false, "the kernel's events of sockets do not arrive");
+        Ok(())
+    }
+
+    fn hears_of(&self, sink: u16) -> Result<bool> {
+        let socket = TcpStream::connect(("127.0.0.1", sink))?;
+        let own = socket.local_addr()?.port();
+        drop(socket);
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if self.sent(Some(own), Some(sink))?.0 > 0 {
+                return Ok(true);
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+        Ok(false)
     }
 
     /// How many ends there were with this local and peer port, and what they sent. `None` is any port.
-    pub fn sent(&self, local: Option<u16>, peer: Option<u16>) -> (u64, u64) {
-        let ended = self.lock();
+    pub fn sent(&self, local: Option<u16>, peer: Option<u16>) -> Result<(u64, u64)> {
+        let mut seen = self.seen();
+        seen.go_on()?;
         let fits = |end: &&Ended| {
             local.is_none_or(|port| port == end.local) && peer.is_none_or(|port| port == end.peer)
         };
-        let sent = ended.iter().filter(fits).map(|end| end.sent);
-        sent.fold((0, 0), |(ends, total), sent| (ends + 1, total + sent))
+        let sent = seen.ended.iter().filter(fits).map(|end| end.sent);
+        Ok(sent.fold((0, 0), |(ends, total), sent| (ends + 1, total + sent)))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Ended>> {
-        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seen {
+    fn go_on(&mut self) -> Result<()> {
+        loop {
+            self.lines.read_line(&mut self.line)?;
+            if !self.line.ends_with('\n') {
+                return Ok(());
+            }
+            self.ended.extend(parse(&self.line));
+            self.line.clear();
+        }
     }
 }
 
@@ -91,17 +148,6 @@ fn is_open_at(line: &str, port: u16) -> bool {
     let local = local.and_then(|hex| u16::from_str_radix(hex, 16).ok());
     let state = words.nth(1).unwrap_or_default();
     local == Some(port) && state != "0A" && state != "06"
-}
-
-fn collect(lines: ChildStdout, ended: &Mutex<Vec<Ended>>) {
-    for line in BufReader::new(lines).lines().map_while(Result::ok) {
-        if let Some(end) = parse(&line) {
-            ended
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(end);
-        }
-    }
 }
 
 /// A line of `ss`: state, two queues, the addresses of both ends, and words like `bytes_sent:777`.

@@ -17,34 +17,49 @@ use crate::toolchain;
 const AGENTS: usize = 1_000;
 const POLICIES: usize = 500;
 
-/// Ends the gateway, and starts it with a larger configuration: the last thing that is measured at a site.
+/// Ends the gateway, and starts it as it was, with the log that the run has left, and then with a larger configuration
+/// and a log of its own: the last thing that is measured at a site.
 pub fn measure(site: &Site<'_>) -> Result<Value> {
     toolchain::progress(&format!(
         "start with {AGENTS} agents and {POLICIES} policies"
     ));
-    let pid = site.installation.gateway_pid()?;
-    let small = process::resident(pid)?;
-    end(pid)?;
-    // The broker goes with its gateway: the next one is started beside the next gateway.
-    for other in brokers(site)? {
-        end(other)?;
-    }
+    let log = site.installation.log();
+    let log_mb = fs::metadata(log.join("log.jsonl"))?.len() as f64 / 1e6;
+    stop(site)?;
+    let small = start(site)?;
+    stop(site)?;
+    fs::rename(&log, log.with_file_name("log-before"))?;
     enlarge(site)?;
     let begun = Instant::now();
     site.guard("load")?;
     let guard = begun.elapsed();
-    let begun = Instant::now();
-    site.installation.start(site.stage)?;
-    let both = begun.elapsed();
-    let resident = process::resident(site.installation.gateway_pid()?)?;
+    let large = start(site)?;
     Ok(json!({
         "agents": AGENTS,
         "policies": POLICIES,
+        "log_mb": log_mb,
         "guard_seconds": guard.as_secs_f64(),
-        "seconds_until_ready": both.as_secs_f64(),
-        "resident_kb": resident,
-        "resident_before_kb": small,
+        "seconds_until_ready": large.0,
+        "resident_kb": large.1,
+        "seconds_with_that_log": small.0,
+        "resident_kb_with_that_log": small.1,
     }))
+}
+
+fn stop(site: &Site<'_>) -> Result<()> {
+    end(site.installation.gateway_pid()?)?;
+    brokers(site)?.into_iter().try_for_each(end)
+}
+
+/// Broker and gateway: seconds until they are ready, and the gateway's memory in kB.
+fn start(site: &Site<'_>) -> Result<(f64, u64)> {
+    let begun = Instant::now();
+    site.installation.start(site.stage)?;
+    let seconds = begun.elapsed().as_secs_f64();
+    Ok((
+        seconds,
+        process::resident(site.installation.gateway_pid()?)?,
+    ))
 }
 
 fn enlarge(site: &Site<'_>) -> Result<()> {
