@@ -160,16 +160,9 @@ impl Conversation {
         delivery: &mut Delivery,
     ) -> Result<(), ProtocolError> {
         match self.pending.front() {
-            Some(Pending::Describe {
-                rows_follow: true, ..
-            }) => {
+            Some(Pending::Describe { .. }) => {
                 let plan = self.plan_of(message)?;
                 self.columns_known(plan);
-                delivery.unchanged(message);
-            }
-            Some(Pending::Describe { .. }) => {
-                RowDescription::parse(message)?;
-                self.pending.pop_front();
                 delivery.unchanged(message);
             }
             Some(Pending::OwnDescribe { .. }) => {
@@ -188,11 +181,8 @@ impl Conversation {
 
     fn no_data(&mut self, message: &Message, delivery: &mut Delivery) -> Result<(), ProtocolError> {
         match self.pending.front() {
-            Some(Pending::Describe { rows_follow, .. }) => {
-                match rows_follow {
-                    true => self.columns_known(Arc::default()),
-                    false => drop(self.pending.pop_front()),
-                }
+            Some(Pending::Describe { .. }) => {
+                self.columns_known(Arc::default());
                 delivery.unchanged(message);
             }
             Some(Pending::OwnDescribe { .. }) => self.columns_known(Arc::default()),
@@ -202,8 +192,8 @@ impl Conversation {
         Ok(())
     }
 
+    /// A portal's columns are told; those of a statement say nothing of the rows that come next.
     fn columns_known(&mut self, plan: Arc<Plan>) {
-        self.plan = plan;
         let portal = match self.pending.pop_front() {
             Some(Pending::OwnDescribe { portal }) => portal,
             Some(Pending::Describe {
@@ -212,6 +202,7 @@ impl Conversation {
             }) => portal,
             _ => return,
         };
+        self.plan = plan;
         // All that went before is answered, so this is the portal that will run.
         let known = self.portals.settled(&portal).iter();
         if let Some(plan) = known.filter_map(|it| it.rows.get()).next() {

@@ -126,6 +126,8 @@ pub struct Conversation {
     held: Arc<AtomicUsize>,
     /// The columns of the rows that come next.
     plan: Arc<Plan>,
+    /// The portal that the agent's last message asked for the columns of.
+    described: Option<Name>,
     catalogue: Arc<Catalogue>,
     next_stmt: u64,
     strings: Strings,
@@ -147,6 +149,7 @@ impl Conversation {
             portals: Names::new(),
             held: Arc::default(),
             plan: Arc::default(),
+            described: None,
             catalogue,
             next_stmt: 1,
             strings: Strings::Standard,

@@ -38,10 +38,8 @@ pub(super) enum Pending {
     Describe {
         /// The statement that is asked about, if it is known which.
         statement: Option<Arc<Meaning>>,
-        /// The portal that is asked about.
+        /// The portal that is asked about: if it is executed next, the answer describes the rows that follow.
         portal: Option<Name>,
-        /// That portal is executed next: the answer describes the rows that follow.
-        rows_follow: bool,
     },
     /// The gateway's own Describe of a portal.
     OwnDescribe {

@@ -151,28 +151,15 @@ impl Conversation {
             Object::Statement(_) => None,
             Object::Portal(name) => Some(known_as(name)),
         };
-        self.queue(Pending::Describe {
-            statement,
-            portal,
-            rows_follow: false,
-        });
+        let described = portal.clone();
+        self.queue(Pending::Describe { statement, portal });
+        self.described = described;
     }
 
     /// Whether the agent has just asked for the columns of the portal that is to be executed: then the
     /// gateway learns them from that answer.
-    pub fn is_described(&mut self, execution: &Execution) -> bool {
-        let skipping = self.is_skipping();
-        match self.pending.back_mut() {
-            Some(Pending::Describe {
-                portal: Some(portal),
-                rows_follow,
-                ..
-            }) if !skipping && *portal == execution.portal => {
-                *rows_follow = true;
-                true
-            }
-            _ => false,
-        }
+    pub fn is_described(&self, execution: &Execution) -> bool {
+        self.described.as_ref() == Some(&execution.portal)
     }
 
     /// The gateway asks for the columns of the portal that is to be executed: the answer is here before
@@ -262,6 +249,7 @@ impl Conversation {
     /// Remembers a message whose answer is to come. What the server skips is never answered: then the
     /// outcomes of its statements come back.
     fn queue(&mut self, pending: Pending) -> Vec<Outcome> {
+        self.described = None;
         if !self.is_skipping() {
             if self.is_doomed() {
                 self.retract();
