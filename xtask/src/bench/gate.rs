@@ -97,8 +97,8 @@ fn worse(found: &Ratios, baseline: &Ratios) -> Result<Vec<String>> {
     for (load, ratio) in found {
         let before = baseline.get(load);
         let before = before.with_context(|| format!("{load} is not in {}", file().display()))?;
-        // Not `>`: what is not a number is no good news either.
-        if !(*ratio <= before * TOLERANCE) {
+        // What is not a number is no good news either.
+        if ratio.is_nan() || *ratio > before * TOLERANCE {
             worse.push(load.clone());
         }
     }
