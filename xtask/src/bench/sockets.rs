@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail};
 
 use crate::demo::leftovers::Stage;
 
@@ -85,8 +85,7 @@ impl Sockets {
             self.start(stage)?;
             thread::sleep(Duration::from_millis(300));
         }
-        ensure!(false, "the kernel's events of sockets do not arrive");
-        Ok(())
+        bail!("the kernel's events of sockets do not arrive")
     }
 
     fn hears_of(&self, sink: u16) -> Result<bool> {

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
 use super::process;
@@ -122,5 +122,5 @@ fn end(pid: u32) -> Result<()> {
         }
         thread::sleep(Duration::from_millis(10));
     }
-    None.with_context(|| format!("process {pid} does not end"))
+    bail!("process {pid} does not end")
 }
