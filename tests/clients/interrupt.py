@@ -53,8 +53,6 @@ class Terminal:
         """Ctrl-C; again if nothing comes of it, because psql does not listen between its prompt and the input."""
         for _ in range(20):
             self.send("\x03")
-            if text is None:
-                return
             try:
                 self.expect(text, 3)
                 return
@@ -92,9 +90,17 @@ def case(before, statement, part, expected, prompt):
             terminal.expect(">> ")
     else:
         terminal.expect("# ")
-    terminal.press_until("Cancel request sent" if part else None if statement else prompt)
     if part:
+        terminal.press_until("Cancel request sent")
         seen.append("cancelled by psql")
+    elif statement:
+        # Between its prompt and its reading psql would ask the server to cancel, which a COPY that waits for data
+        # does not hear.
+        time.sleep(0.5)
+        terminal.press_until(expected[0])
+        seen.append(expected.pop(0))
+    else:
+        terminal.press_until(prompt)
     seen += [terminal.expect(text) for text in expected]
     if statement:
         seen.append(terminal.expect(prompt))
