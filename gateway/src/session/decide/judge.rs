@@ -11,7 +11,7 @@ use super::{Allowed, AllowedStatement, Analyst, Denied, Ruling};
 use crate::config::Target;
 use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict, evaluate};
 use crate::sql::strings::Strings;
-use crate::sql::{self, Facts, Statement, Table, Verb};
+use crate::sql::{self, Facts, Naming, Statement, Table, Verb};
 
 /// What a target's schema makes of a statement's names. A text alone does not tell.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -178,6 +178,25 @@ impl Judge {
             }
             Err(denial) => refused(denial, &meaning.shown),
         }
+    }
+
+    /// Keeps the decision about a text of one statement that may be prepared, for its first Execute. What runs
+    /// others by name is decided by what they are then.
+    pub fn keep(&self, meaning: &Meaning, allowed: &Allowed, derived: &Arc<Derived>) {
+        if *meaning.naming() != Naming::None {
+            return;
+        }
+        let as_it_is = Allowed {
+            evidence: None,
+            upstream: None,
+            ..allowed.clone()
+        };
+        meaning.decide(Decided {
+            policies: Arc::clone(&self.policies),
+            derived: Arc::clone(derived),
+            runs: Runs::default(),
+            allowed: Arc::new(as_it_is),
+        });
     }
 
     /// May a portal run of which nothing is known? `shown` is what evidence says of it.

@@ -1,7 +1,7 @@
 //! Known: a statement like one that was read and allowed before is not read again.
 //!
 //! Programs send the same statements over and over. A session remembers the latest ones that were allowed:
-//! texts that are prepared word by word, simple queries by their [`shape`], since they differ in numbers.
+//! texts that are prepared word by word, simple queries by their shape ([`super::alike`]), since they differ in numbers.
 //! What the parsers and the policies make of a statement depends on nothing but its text, the session's
 //! policies, masks and identity, which stay for its lifetime, and the target's schema. When that has
 //! changed, everything is forgotten.
@@ -9,10 +9,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::alike::{self, Around};
 use super::judge::Derived;
 use super::meaning::Meaning;
 use super::{Allowed, AllowedStatement};
-use crate::sql::{Naming, Table, Verb, shape};
+use crate::sql::Table;
 
 /// How many of either kind are remembered. What a session holds is bounded.
 const MOST: usize = 16;
@@ -20,111 +21,99 @@ const MOST: usize = 16;
 /// Longer texts are read each time.
 const LONGEST: usize = 4096;
 
-/// Digits from which on a text might hold a card number, perhaps in groups.
-const CARD_DIGITS: usize = 12;
-
 /// What a session remembers.
 #[derive(Debug, Default)]
 pub struct Known {
     derived: Arc<Derived>,
     queries: HashMap<String, Query>,
-    prepared: HashMap<String, (Arc<Meaning>, Arc<Allowed>)>,
+    prepared: HashMap<String, Found>,
 }
+
+/// A statement that may run, and what it means.
+pub type Found = (Arc<Meaning>, Arc<Allowed>);
 
 /// A simple query of one statement.
 #[derive(Debug)]
 struct Query {
     meaning: Arc<Meaning>,
     line: AllowedStatement,
-    /// How many bytes stand before and behind what evidence calls the statement.
-    around: (usize, usize),
+    around: Around,
+}
+
+/// How a text is sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sent {
+    Query,
+    /// Parse.
+    ToBePrepared,
 }
 
 impl Known {
-    /// A simple query with the shape of an earlier one. `derived` and `knows` are the schema: what follows from it,
-    /// and whether it has a table.
-    pub fn query(
+    /// A statement like an earlier one. `derived` and `knows` are the schema: what follows from it, and whether
+    /// it has a table.
+    pub fn find(
         &mut self,
+        sent: Sent,
         text: &str,
         derived: &Arc<Derived>,
         knows: impl Fn(&Table) -> bool,
-    ) -> Option<(Arc<Meaning>, Arc<Allowed>)> {
+    ) -> Option<Found> {
         self.forget_other_than(derived);
-        if self.queries.is_empty() || may_hold_card(text) {
-            return None;
-        }
-        let known = self.queries.get(&shape::of(text)?)?;
-        let statement = without(text, known.around)?;
-        let mut tables = known.meaning.tables();
-        if !tables.all(knows) {
-            return None;
-        }
+        let (meaning, allowed) = match sent {
+            Sent::Query => self.query(text)?,
+            Sent::ToBePrepared => self.prepared(text)?,
+        };
+        let all_known = meaning.tables().all(knows);
+        all_known.then_some((meaning, allowed))
+    }
+
+    fn query(&self, text: &str) -> Option<Found> {
+        let known = self.queries.get(&alike::shape_of(text)?)?;
         let mut line = known.line.clone();
-        line.text = statement.into();
+        line.text = known.around.statement(text)?.into();
         Some((Arc::clone(&known.meaning), Arc::new(Allowed::again(line))))
     }
 
-    /// Remembers a simple query that was allowed, if those of its shape may be.
-    pub fn learn_query(
+    /// With a meaning of its own: its parameters may have other types.
+    fn prepared(&self, text: &str) -> Option<Found> {
+        let (meaning, allowed) = self.prepared.get(text)?;
+        Some((Arc::new(meaning.again()), Arc::clone(allowed)))
+    }
+
+    /// Remembers a statement that was allowed, if others like it may be.
+    pub fn learn(
         &mut self,
+        sent: Sent,
         text: &str,
         meaning: &Arc<Meaning>,
-        allowed: &Allowed,
+        allowed: &Arc<Allowed>,
         derived: &Arc<Derived>,
     ) {
         let [line] = allowed.statements() else {
             return;
         };
-        if !is_plain(meaning) || meaning.sensitive() || allowed.evidence().is_some() {
-            return;
-        }
-        // A password may be a number.
-        if may_hold_card(text) || text.to_ascii_lowercase().contains("password") {
-            return;
-        }
-        let Some((shape, around)) = shape::of(text).zip(around(text, &line.text)) else {
-            return;
-        };
         self.forget_other_than(derived);
-        make_room(&mut self.queries);
-        let query = Query {
-            meaning: Arc::clone(meaning),
-            line: line.clone(),
-            around,
-        };
-        self.queries.insert(shape, query);
-    }
-
-    /// A text that was prepared before, with a meaning of its own: its parameters may have other types.
-    pub fn prepared(
-        &mut self,
-        text: &str,
-        derived: &Arc<Derived>,
-        knows: impl Fn(&Table) -> bool,
-    ) -> Option<(Arc<Meaning>, Arc<Allowed>)> {
-        self.forget_other_than(derived);
-        let (meaning, allowed) = self.prepared.get(text)?;
-        let mut tables = meaning.tables();
-        tables
-            .all(knows)
-            .then(|| (Arc::new(meaning.again()), Arc::clone(allowed)))
-    }
-
-    /// Remembers a text that may be prepared.
-    pub fn learn_prepared(
-        &mut self,
-        text: &str,
-        meaning: &Meaning,
-        allowed: &Arc<Allowed>,
-        derived: &Arc<Derived>,
-    ) {
-        if allowed.statements().len() != 1 || !is_plain(meaning) || text.len() > LONGEST {
-            return;
+        match sent {
+            Sent::Query => {
+                let evidence = allowed.evidence().unwrap_or(text);
+                let Some((shape, around)) = alike::stands_for(text, evidence, meaning) else {
+                    return;
+                };
+                let query = Query {
+                    meaning: Arc::clone(meaning),
+                    line: line.clone(),
+                    around,
+                };
+                alike::make_room(&mut self.queries, MOST);
+                self.queries.insert(shape, query);
+            }
+            Sent::ToBePrepared if alike::is_plain(meaning) && text.len() <= LONGEST => {
+                let found = (Arc::new(meaning.again()), Arc::clone(allowed));
+                alike::make_room(&mut self.prepared, MOST);
+                self.prepared.insert(text.to_owned(), found);
+            }
+            Sent::ToBePrepared => {}
         }
-        self.forget_other_than(derived);
-        make_room(&mut self.prepared);
-        let remembered = (Arc::new(meaning.again()), Arc::clone(allowed));
-        self.prepared.insert(text.to_owned(), remembered);
     }
 
     fn forget_other_than(&mut self, derived: &Arc<Derived>) {
@@ -137,54 +126,6 @@ impl Known {
         }
         self.derived = Arc::clone(derived);
     }
-}
-
-/// All of it goes at once: whoever sends that many different statements gains little from any order.
-fn make_room<K, V>(known: &mut HashMap<K, V>) {
-    if known.len() >= MOST {
-        known.clear();
-    }
-}
-
-/// Whether it only reads and writes rows: it neither names another statement nor copies, and leaves the
-/// schema and the session's settings as they are.
-pub(super) fn is_plain(meaning: &Meaning) -> bool {
-    let statement = &meaning.statement;
-    let rows = |verb: &Verb| {
-        matches!(
-            verb,
-            Verb::Select | Verb::Insert | Verb::Update | Verb::Delete | Verb::Transaction
-        )
-    };
-    statement.naming == Naming::None
-        && meaning.makes().is_none()
-        && statement.copy.is_none()
-        && statement.unknown.is_none()
-        && !statement.binary_cursor
-        && !statement.effects.is_empty()
-        && statement.effects.keys().all(rows)
-        && statement.settings.is_empty()
-        && statement.shows.is_empty()
-}
-
-pub(super) fn may_hold_card(text: &str) -> bool {
-    text.bytes().filter(u8::is_ascii_digit).count() >= CARD_DIGITS
-}
-
-/// What stands around the statement in its text, if that is nothing but blanks and separators.
-pub(super) fn around(text: &str, statement: &str) -> Option<(usize, usize)> {
-    let before = text.find(statement)?;
-    let (head, rest) = text.split_at(before);
-    let tail = rest.get(statement.len()..)?;
-    let is_blank = |text: &str| {
-        text.bytes()
-            .all(|byte| byte == b';' || byte.is_ascii_whitespace())
-    };
-    (is_blank(head) && is_blank(tail)).then_some((head.len(), tail.len()))
-}
-
-pub(super) fn without(text: &str, (before, behind): (usize, usize)) -> Option<&str> {
-    text.get(before..text.len().checked_sub(behind)?)
 }
 
 #[cfg(test)]
@@ -205,13 +146,13 @@ mod tests {
             ..Allowed::for_tests(1)
         });
         let derived = Arc::clone(&known.derived);
-        known.learn_query(text, meaning, &allowed, &derived);
-        known.learn_prepared(text, meaning, &allowed, &derived);
+        known.learn(Sent::Query, text, meaning, &allowed, &derived);
+        known.learn(Sent::ToBePrepared, text, meaning, &allowed, &derived);
     }
 
     fn query(known: &mut Known, text: &str) -> Option<String> {
         let derived = Arc::clone(&known.derived);
-        let (_, allowed) = known.query(text, &derived, |_| true)?;
+        let (_, allowed) = known.find(Sent::Query, text, &derived, |_| true)?;
         let [line] = allowed.statements() else {
             panic!("one statement");
         };
@@ -220,7 +161,9 @@ mod tests {
 
     fn prepared(known: &mut Known, text: &str) -> bool {
         let derived = Arc::clone(&known.derived);
-        known.prepared(text, &derived, |_| true).is_some()
+        known
+            .find(Sent::ToBePrepared, text, &derived, |_| true)
+            .is_some()
     }
 
     #[test]
@@ -277,17 +220,21 @@ mod tests {
         let text = "SELECT a FROM t WHERE id = 1";
         learn(&mut known, text);
         let same = Arc::new(Derived::default());
-        assert!(known.query(text, &same, |_| true).is_some());
-        assert!(known.query(text, &same, |_| false).is_none());
-        assert!(known.prepared(text, &same, |_| false).is_none());
+        assert!(known.find(Sent::Query, text, &same, |_| true).is_some());
+        assert!(known.find(Sent::Query, text, &same, |_| false).is_none());
+        assert!(
+            known
+                .find(Sent::ToBePrepared, text, &same, |_| false)
+                .is_none()
+        );
         let mut other = Derived::default();
         other.relations.insert(Table {
             schema: None,
             name: "t".to_owned(),
         });
         let other = Arc::new(other);
-        assert!(known.query(text, &other, |_| true).is_none());
-        assert!(known.query(text, &same, |_| true).is_none());
+        assert!(known.find(Sent::Query, text, &other, |_| true).is_none());
+        assert!(known.find(Sent::Query, text, &same, |_| true).is_none());
         assert!(!prepared(&mut known, text));
     }
 
@@ -312,7 +259,9 @@ mod tests {
         learn(&mut known, text);
         let derived = Arc::clone(&known.derived);
         let mut types = |given: &[u32]| {
-            let (meaning, _) = known.prepared(text, &derived, |_| true).expect("known");
+            let (meaning, _) = known
+                .find(Sent::ToBePrepared, text, &derived, |_| true)
+                .expect("known");
             meaning.give_parameter_types(given);
             meaning.parameter_types()
         };

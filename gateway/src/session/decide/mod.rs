@@ -15,6 +15,7 @@ use crate::protocol::postgres::frontend::{Frontend, Object};
 use crate::protocol::postgres::{Message, Piece, encode};
 use crate::sql::{self, Facts};
 
+mod alike;
 mod analyst;
 mod copying;
 mod judge;
@@ -25,7 +26,7 @@ mod remembered;
 pub use analyst::{Analysed, Analyst};
 pub use copying::{Copying, Layout};
 pub use judge::{Derived, Disguised, Judge};
-pub use known::Known;
+pub use known::{Found, Known, Sent};
 pub use meaning::{Meaning, Runs};
 
 /// The verb of replication commands. No policy decides it: the connection is what is decided.

@@ -2,16 +2,16 @@
 //!
 //! Short sessions run one or two statements, and thousands of sessions run the same ones. Facts depend on
 //! nothing but the text and the target's masks, so they serve every session of the target; each decides
-//! about them for itself. Simple statements are remembered by their [`shape`], whatever numbers they have;
+//! about them for itself. Simple statements are remembered by their shape ([`super::alike`]), whatever numbers they have;
 //! others word by word.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::alike::{self, Around};
 use super::analyst::Analysed;
-use super::known::{around, is_plain, may_hold_card, without};
 use super::meaning::Meaning;
-use crate::sql::{Naming, shape};
+use crate::sql::Naming;
 
 /// How many texts are remembered for one target, and how many shapes. A gateway's memory is bounded.
 const MOST: usize = 1024;
@@ -33,8 +33,7 @@ struct OfTarget {
 #[derive(Debug)]
 struct Alike {
     meaning: Arc<Meaning>,
-    /// Bytes before and behind the statement in its text.
-    around: (usize, usize),
+    around: Around,
 }
 
 impl Remembered {
@@ -43,7 +42,7 @@ impl Remembered {
         if text.len() > LONGEST {
             return None;
         }
-        let shape = (!may_hold_card(text)).then(|| shape::of(text)).flatten();
+        let shape = alike::shape_of(text);
         let targets = self.targets();
         let known = targets.get(target)?;
         if let Some((meaning, evidence)) = known.texts.get(text) {
@@ -52,8 +51,8 @@ impl Remembered {
                 evidence: evidence.clone(),
             });
         }
-        let alike = known.shapes.get(&shape?)?;
-        let (meaning, statement) = (Arc::clone(&alike.meaning), without(text, alike.around)?);
+        let found = known.shapes.get(&shape?)?;
+        let (meaning, statement) = (Arc::clone(&found.meaning), found.around.statement(text)?);
         drop(targets);
         Some(Analysed {
             statements: vec![Arc::new(meaning.again_as(statement))],
@@ -72,16 +71,16 @@ impl Remembered {
             return;
         }
         let meaning = Arc::new(meaning.again());
-        let shape = alike(text, analysed, &meaning);
+        let shape = alike::stands_for(text, &analysed.evidence, &meaning);
         let mut targets = self.targets();
         let known = targets.entry(target.to_owned()).or_default();
         match shape {
             Some((shape, around)) => {
-                make_room(&mut known.shapes);
+                alike::make_room(&mut known.shapes, MOST);
                 known.shapes.insert(shape, Alike { meaning, around });
             }
             None => {
-                make_room(&mut known.texts);
+                alike::make_room(&mut known.texts, MOST);
                 let evidence = analysed.evidence.clone();
                 known.texts.insert(text.to_owned(), (meaning, evidence));
             }
@@ -90,26 +89,6 @@ impl Remembered {
 
     fn targets(&self) -> MutexGuard<'_, HashMap<String, OfTarget>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// The shape, if evidence shows the statements that have it word by word.
-fn alike(text: &str, analysed: &Analysed, meaning: &Meaning) -> Option<(String, (usize, usize))> {
-    let as_sent = analysed.evidence == text && *meaning.shown == *meaning.statement.text;
-    if !as_sent || !is_plain(meaning) || meaning.sensitive() || may_hold_card(text) {
-        return None;
-    }
-    // A password may be a number.
-    if text.to_ascii_lowercase().contains("password") {
-        return None;
-    }
-    shape::of(text).zip(around(text, &meaning.shown))
-}
-
-/// All of it goes at once: no order of their going is worth its price.
-fn make_room<V>(known: &mut HashMap<String, V>) {
-    if known.len() >= MOST {
-        known.clear();
     }
 }
 

@@ -11,8 +11,8 @@ use crate::policy::Denial;
 use crate::protocol::postgres::frontend::{Bind, Call, Frontend, Object};
 use crate::protocol::postgres::{Frame, HEADER, Message, Piece, ProtocolError, encode};
 use crate::session::decide::{
-    Allowed, Analysed, Denied, Derived, Judge, Known, Meaning, Permit, REPLICATION, Ruling, Runs,
-    Shown, portal_shown,
+    Allowed, Analysed, Denied, Found, Judge, Known, Meaning, Permit, REPLICATION, Ruling, Runs,
+    Sent, Shown, portal_shown,
 };
 use crate::session::driver::postgres::bound::{self, Bound};
 use crate::session::driver::postgres::catalogue::{Catalogue, Catalogues};
@@ -529,7 +529,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     /// Where all that is against it is a name that code may have made, or nobody, that comes back.
     async fn rule_query(&mut self, text: &[u8]) -> Result<(Ruling, Option<Naming>), RelayError> {
         let plain = self.plain(text);
-        if let Some((meaning, allowed)) = self.known_query(plain).await? {
+        if let Some((meaning, allowed)) = self.known(Sent::Query, plain).await? {
             self.session.conversation().follow_query(&[meaning]);
             return Ok((Ruling::Allowed(allowed), None));
         }
@@ -551,7 +551,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
                 self.note_effects(allowed);
                 if let (Some(text), [only]) = (plain, &statements[..]) {
                     let derived = catalogue.derived();
-                    self.known.learn_query(text, only, allowed, derived);
+                    self.known.learn(Sent::Query, text, only, allowed, derived);
                 }
                 None
             }
@@ -591,7 +591,7 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
     /// Decides a text that is to be prepared, and returns its statements.
     async fn rule_parse(&mut self, text: &[u8]) -> Result<(Ruling, Vec<Arc<Meaning>>), RelayError> {
         let plain = self.plain(text);
-        if let Some((meaning, allowed)) = self.known_prepared(plain).await? {
+        if let Some((meaning, allowed)) = self.known(Sent::ToBePrepared, plain).await? {
             return Ok((Ruling::Allowed(allowed), vec![meaning]));
         }
         let (analysed, catalogue) = match Box::pin(self.read(text)).await? {
@@ -610,50 +610,27 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
         if let Ruling::Allowed(allowed) = &ruling {
             self.note_effects(allowed);
             if let (Some(text), [only]) = (plain, &statements[..]) {
-                self.learn_prepared(text, only, allowed, catalogue.derived());
+                let derived = catalogue.derived();
+                self.judge.keep(only, allowed, derived);
+                self.known
+                    .learn(Sent::ToBePrepared, text, only, allowed, derived);
             }
         }
         Ok((ruling, statements))
     }
 
-    /// Remembers a text that may be prepared, and what will be decided when it is executed.
-    fn learn_prepared(
+    /// A statement like one that was allowed.
+    async fn known(
         &mut self,
-        text: &str,
-        meaning: &Arc<Meaning>,
-        allowed: &Arc<Allowed>,
-        derived: &Arc<Derived>,
-    ) {
-        let nothing = Runs::default();
-        self.judge.rule_again(meaning, &nothing, derived, Some(&[]));
-        self.known.learn_prepared(text, meaning, allowed, derived);
-    }
-
-    /// A simple query like one that was allowed.
-    async fn known_query(
-        &mut self,
+        sent: Sent,
         plain: Option<&str>,
-    ) -> Result<Option<(Arc<Meaning>, Arc<Allowed>)>, RelayError> {
+    ) -> Result<Option<Found>, RelayError> {
         let Some(text) = plain.filter(|_| !self.schema_moves) else {
             return Ok(None);
         };
         let catalogue = self.catalogue().await?;
         let knows = |table: &Table| catalogue.knows(table);
-        Ok(self.known.query(text, catalogue.derived(), knows))
-    }
-
-    /// A text that was prepared before.
-    async fn known_prepared(
-        &mut self,
-        plain: Option<&str>,
-    ) -> Result<Option<(Arc<Meaning>, Arc<Allowed>)>, RelayError> {
-        let Some(text) = plain.filter(|_| !self.schema_moves) else {
-            return Ok(None);
-        };
-        let catalogue = self.catalogue().await?;
-        let knows = |table: &Table| catalogue.knows(table);
-        let known = self.known.prepared(text, catalogue.derived(), knows);
-        Ok(known)
+        Ok(self.known.find(sent, text, catalogue.derived(), knows))
     }
 
     /// The text, if it means the same wherever it stands.
