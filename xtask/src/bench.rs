@@ -8,6 +8,7 @@
 //! Everything that was measured is in `target/bench.json`, and `docs/performance.md` is made from it.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -132,12 +133,13 @@ pub fn run(arguments: &[String]) -> Result<()> {
         }
         ["part", ref parts @ ..] => measure(&part(parts)?, built),
         ["profile"] => at_a_site(built, profile),
+        ["hold"] => at_a_site(built, hold),
         ["gate"] => at_a_site(built, |mut site| gate::run(&mut site, false)),
         ["gate", "--write"] => at_a_site(built, |mut site| gate::run(&mut site, true)),
         ["micro"] => micro_alone(),
         ["report"] => page::again(),
         _ => bail!(
-            "bench takes nothing, quick, part PART…, profile, gate [--write], micro, or report; \
+            "bench takes nothing, quick, part PART…, profile, hold, gate [--write], micro, or report; \
              --with-peers installs pgbouncer and HAProxy first, --built measures the release builds that are there"
         ),
     }
@@ -232,6 +234,26 @@ fn profile(mut site: Site<'_>) -> Result<()> {
     site.guard("load")?;
     site.start_gateway()?;
     profile::record(&site, load::QUICK)
+}
+
+/// Sets everything up and waits, for whoever wants to look closer with tools of their own.
+fn hold(mut site: Site<'_>) -> Result<()> {
+    site.guard("load")?;
+    site.start_gateway()?;
+    for way in &site.ways {
+        let pid = way
+            .pid
+            .map_or(String::new(), |pid| format!(", process {pid}"));
+        let arguments: Vec<_> = site
+            .command(way, &["\"$@\""])
+            .get_args()
+            .map(|word| word.display().to_string())
+            .collect();
+        println!("{}: port {}{pid}\n  sh {arguments:?}", way.name, way.port);
+    }
+    println!("ends with its input");
+    io::copy(&mut io::stdin(), &mut io::sink())?;
+    Ok(())
 }
 
 fn build_all() -> Result<()> {
