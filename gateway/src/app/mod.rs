@@ -4,6 +4,7 @@
 //! start      before the first thread: inherit or greet, become the gateway's user, harden
 //! compose    everything that can fail, before anybody notices
 //! upstreams  how targets are reached            listeners  where agents' connections arrive
+//! workers    the threads that run sessions
 //! health     may agents connect at all?         pulse      tells the kernel so, twice a second
 //! serve      the accept loop                    drain      the way out
 //! edge       what only the gateway that serves does with the kernel's maps
@@ -43,6 +44,7 @@ mod pulse;
 mod serve;
 mod start;
 mod upstreams;
+mod workers;
 
 pub use handover::{Herald, Predecessor};
 pub use start::{Start, prepare};
@@ -140,6 +142,8 @@ pub async fn run(start: Start) -> Result<()> {
     let (listeners, gone) = origin.listeners().await?;
     let log = Arc::clone(&unopened.gateway.log);
     log.append(&started)?;
+    let late = Arc::clone(&log);
+    tokio::spawn(async move { late.write_late_lines().await });
     let ended = serve(unopened, listeners, gone).await;
     let reason = match &ended {
         Ok(reason) => (*reason).to_owned(),

@@ -17,6 +17,7 @@ use super::health::Health;
 use super::listeners::{AFTER_FAILURE, Arrival, Listeners, Resolver};
 use super::notify;
 use super::pulse::Pulse;
+use super::workers::Workers;
 use crate::audit::event::Event;
 use crate::broker;
 use crate::session;
@@ -51,6 +52,7 @@ pub struct Server {
     pub(super) edge: Edge,
     pub(super) pulse: Pulse,
     pub(super) sessions: JoinSet<()>,
+    workers: Workers,
     pub(super) signals: Signals,
     /// Runs while a predecessor drains.
     pub(super) predecessor: Option<JoinHandle<()>>,
@@ -138,6 +140,7 @@ impl Unopened {
             edge: self.edge,
             pulse: self.pulse,
             sessions: JoinSet::new(),
+            workers: Workers::start().context("starting the session threads")?,
             signals: self.signals,
             predecessor: None,
             examination: self.examination,
@@ -210,11 +213,13 @@ impl Server {
     fn admit(&mut self, socket: TcpStream, peer: SocketAddr) {
         let shared = Arc::clone(&self.gateway);
         if let Ok(slot) = Arc::clone(&self.room.sessions).try_acquire_owned() {
-            let it = async move {
+            let session = |socket| async move {
                 session::serve(socket, shared).await;
                 drop(slot);
             };
-            self.sessions.spawn(it);
+            if let Err(error) = self.workers.run(socket, &mut self.sessions, session) {
+                tracing::error!(%error, "a connection was reset: no thread can take it");
+            }
         } else if let Ok(slot) = Arc::clone(&self.room.refusals).try_acquire_owned() {
             self.sessions.spawn(async move {
                 session::refuse_full(socket, shared).await;

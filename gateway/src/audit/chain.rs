@@ -12,6 +12,7 @@
 //! newest lines were cut off, or that somebody with write access wrote the whole file anew: for that,
 //! compare with a head noted elsewhere ([`Verifier::expect_head`]).
 
+use std::cell::RefCell;
 use std::fmt;
 use std::io::Write as _;
 use std::str::FromStr;
@@ -79,7 +80,25 @@ pub fn rfc3339(time: SystemTime) -> String {
         true => Timestamp::MIN,
         false => Timestamp::MAX,
     });
-    format!("{timestamp:.6}")
+    let second = timestamp.as_second();
+    let micros = timestamp.subsec_microsecond();
+    // Before 1970 the fraction counts the other way.
+    if second < 0 || micros < 0 {
+        return format!("{timestamp:.6}");
+    }
+    SECOND.with_borrow_mut(|(known, text)| {
+        if *known != second {
+            *known = second;
+            *text = format!("{timestamp:.0}");
+            text.pop(); // the Z
+        }
+        format!("{text}.{micros:06}Z")
+    })
+}
+
+thread_local! {
+    /// The latest second and its text: a busy gateway writes thousands of times in each.
+    static SECOND: RefCell<(i64, String)> = const { RefCell::new((-1, String::new())) };
 }
 
 /// An event that has no place in the log yet.
@@ -151,9 +170,9 @@ impl Draft {
     }
 
     /// As [`Draft::link`], with the line at the end of `lines`; answers its hash.
-    pub fn link_into(self, seq: u64, prev: Hash, lines: &mut Vec<u8>) -> Hash {
-        let Draft { bytes, mut digest } = self;
-        lines.extend_from_slice(&bytes);
+    pub fn link_into(&self, seq: u64, prev: Hash, lines: &mut Vec<u8>) -> Hash {
+        let mut digest = self.digest.clone();
+        lines.extend_from_slice(&self.bytes);
         let body = lines.len();
         // Writing to a Vec cannot fail.
         let _ = write!(lines, ",\"seq\":{seq},\"prev\":\"{prev}\"");
@@ -387,6 +406,21 @@ mod tests {
     use super::super::event::tests::{close, deny, intent, open, result, start};
     use super::super::event::{StmtIntent, StmtResult};
     use super::*;
+
+    proptest! {
+        #[test]
+        fn a_time_is_written_as_jiff_writes_it(
+            second in -400_000_000_000_i64..400_000_000_000,
+            steps in proptest::collection::vec((0..3_i64, 0..1_000_000_000_i32), 1..8),
+        ) {
+            let mut second = second.clamp(Timestamp::MIN.as_second() + 1, Timestamp::MAX.as_second() - 32);
+            for (step, nanos) in steps {
+                second += step;
+                let timestamp = Timestamp::new(second, nanos).unwrap();
+                prop_assert_eq!(rfc3339(timestamp.into()), format!("{timestamp:.6}"));
+            }
+        }
+    }
 
     fn at(seq: u64) -> SystemTime {
         UNIX_EPOCH + Duration::from_nanos(1_767_225_600_000_000_000 + seq * 1_234_567)

@@ -28,10 +28,10 @@ pub fn run(args: Args, globals: &Globals) -> Result<ExitCode> {
 
 fn gateway(predecessor: Option<Predecessor>, globals: &Globals) -> Result<()> {
     let start = app::prepare(globals.load_config()?, predecessor)?;
-    let runtime = tokio::runtime::Builder::new_multi_thread()
+    // For everything but the sessions, which have threads of their own.
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .thread_name("session")
         .build()
-        .context("starting the session threads")?;
+        .context("starting the runtime")?;
     runtime.block_on(app::run(start))
 }

@@ -14,7 +14,7 @@ use crate::sql::copy::{Copy, Peer};
 use crate::sql::{MaskUse, Statement, Table, Verb, unambiguous};
 
 /// Who asks, proven by cgroup and token.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Principal {
     pub agent: String,
     pub subject: String,
@@ -23,7 +23,7 @@ pub struct Principal {
 }
 
 /// The process that connected. What could not be established with certainty is absent.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Process {
     pub uid: u32,
     /// Path of the running program.

@@ -17,6 +17,8 @@ use cedar_policy::{
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::remembered::Remembered;
+
 /// The vocabulary every policy is checked against.
 const SCHEMA: &str = include_str!("schema.cedarschema");
 
@@ -61,6 +63,7 @@ pub struct PolicySet {
     pub(super) types: Types,
     places: BTreeMap<String, (PathBuf, usize)>,
     looks_at_parameters: bool,
+    pub(super) remembered: Remembered,
 }
 
 /// The schema's entity types, parsed once.
@@ -140,6 +143,7 @@ impl PolicySet {
             places: accepted.places,
             actions,
             types,
+            remembered: Remembered::default(),
         })
     }
 

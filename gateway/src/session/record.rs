@@ -230,21 +230,33 @@ impl Recorder {
         })
     }
 
+    /// How a statement ended that the target was not asked to run to its end.
     pub fn result(&self, outcome: &Outcome) -> Result<(), EvidenceError> {
+        self.ended(outcome);
+        self.statement(&leaf(outcome))
+    }
+
+    /// How statements ended by what the target said. The recording has its words before the agent has them; these
+    /// leaves may be later.
+    pub fn results(&self, outcomes: impl Iterator<Item = Outcome>) -> Result<(), EvidenceError> {
+        let now = SystemTime::now();
+        let drafts = outcomes.map(|outcome| {
+            self.ended(&outcome);
+            Draft::of_session(now, &self.preamble, &leaf(&outcome))
+        });
+        let drafts = drafts.collect::<Result<Vec<_>, _>>();
+        let drafts = drafts.map_err(LogError::from)?;
+        match drafts.is_empty() {
+            true => Ok(()),
+            false => Ok(self.log.append_late(drafts)?),
+        }
+    }
+
+    fn ended(&self, outcome: &Outcome) {
         self.with(|state| {
             state.totals.rows += outcome.rows;
             state.totals.masked += outcome.masked;
         });
-        self.statement(&StmtResult {
-            stmt: outcome.stmt,
-            outcome: outcome.outcome,
-            sqlstate: outcome.sqlstate.as_deref(),
-            tag: outcome.tag.as_deref(),
-            rows: outcome.rows,
-            bytes: outcome.bytes,
-            masked: outcome.masked,
-            duration_us: micros(outcome.started),
-        })
     }
 
     /// The session's last leaf, with the digest of its recording. Called once; later calls do nothing.
@@ -300,6 +312,19 @@ pub fn denial_event(
         rule: denial.rule.clone(),
         reason: reason(denial),
         hint: Some(denial.hint.clone()),
+    }
+}
+
+fn leaf(outcome: &Outcome) -> StmtResult<'_> {
+    StmtResult {
+        stmt: outcome.stmt,
+        outcome: outcome.outcome,
+        sqlstate: outcome.sqlstate.as_deref(),
+        tag: outcome.tag.as_deref(),
+        rows: outcome.rows,
+        bytes: outcome.bytes,
+        masked: outcome.masked,
+        duration_us: micros(outcome.started),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The evidence log on disk: `<log>/log.jsonl`, one event per line, only ever appended to.
 //!
 //! An event is in the file before [`Log::append`] returns, by one write(2) for all that are appended together: whoever dies afterwards, the
-//! kernel has it. A write that fails or ends short closes the log: every later append fails too, until
+//! kernel has it. What nothing waits for may come a little later ([`late`]). A write that fails or ends short closes the log: every later append fails too, until
 //! [`Log::reopen`] has found the disk well. A gateway that cannot write evidence refuses work.
 //!
 //! One gateway writes a log, and knows by heart where its chain ends. During a hand-over there are several:
@@ -24,6 +24,7 @@ use crate::audit::event::{Event, SessionId};
 use crate::audit::ledger::Ledger;
 use crate::store::recordings::Digest;
 
+mod late;
 mod lock;
 mod reader;
 mod recover;
@@ -32,6 +33,7 @@ mod tests;
 
 pub use reader::LogReader;
 
+use late::Late;
 use lock::Hold;
 use recover::Left;
 
@@ -69,6 +71,8 @@ pub enum LogError {
         path: PathBuf,
         written: usize,
         wanted: usize,
+        /// How many lines are there whole.
+        lines: usize,
     },
     #[error("{} takes no events since an earlier write failed; is there room on the disk?", path.display())]
     Closed { path: PathBuf },
@@ -81,12 +85,23 @@ pub enum LogError {
     Event(#[from] serde_json::Error),
 }
 
+impl LogError {
+    /// How many of the lines that were to be written are in the file nevertheless.
+    fn whole_lines(&self) -> usize {
+        match self {
+            LogError::Short { lines, .. } => *lines,
+            _ => 0,
+        }
+    }
+}
+
 /// The log, open for appending from any number of tasks.
 #[derive(Debug)]
 pub struct Log {
     file: File,
     path: PathBuf,
     tail: Mutex<Tail>,
+    late: Late,
     /// An append failed. Apart from the tail, whose lock may have to wait for another gateway.
     failed: AtomicBool,
 }
@@ -207,22 +222,30 @@ impl Log {
         self.append_drafts(time, vec![draft])
     }
 
-    /// Appends events next to each other and by one write; answers the number of the last one. All of them are in
-    /// the file when this returns. `time` is that of the last one.
+    /// Appends events next to each other and by one write, with the late ones that wait before them; answers
+    /// the number of the last one. All of them are in the file when this returns. `time` is that of the last one.
     pub fn append_drafts(&self, time: SystemTime, drafts: Vec<Draft>) -> Result<u64, LogError> {
         let mut tail = self.tail();
         self.check(&tail)?;
+        let mut lines = self.late.take();
+        let late = lines.len();
+        lines.extend(drafts);
         // Stays so if anything below fails, or panics.
         tail.state = State::Closed;
-        let appended = self.link(&mut tail, time, drafts);
-        match appended {
+        let appended = self.link(&mut tail, time, &lines);
+        match &appended {
             Ok(_) => tail.state = State::Open,
-            Err(_) => self.failed.store(true, Ordering::Relaxed),
+            Err(error) => {
+                self.failed.store(true, Ordering::Relaxed);
+                lines.truncate(late);
+                lines.drain(..error.whole_lines().min(late));
+                self.late.put_back(lines);
+            }
         }
         appended
     }
 
-    fn link(&self, tail: &mut Tail, time: SystemTime, drafts: Vec<Draft>) -> Result<u64, LogError> {
+    fn link(&self, tail: &mut Tail, time: SystemTime, drafts: &[Draft]) -> Result<u64, LogError> {
         let _turn = self.turn(tail)?;
         if tail.others.is_some() {
             self.catch_up(tail, time)?;
@@ -268,7 +291,7 @@ impl Log {
         turn.map_err(io_error("lock", &self.path))
     }
 
-    fn write(&self, tail: &mut Tail, drafts: Vec<Draft>) -> Result<u64, LogError> {
+    fn write(&self, tail: &mut Tail, drafts: &[Draft]) -> Result<u64, LogError> {
         let mut lines = Vec::new();
         let (mut seq, mut head) = (tail.next, tail.head);
         for draft in drafts {
@@ -277,10 +300,12 @@ impl Log {
         }
         let written = write_once(&self.file, &lines).map_err(io_error("write", &self.path))?;
         if written < lines.len() {
+            let whole = lines.iter().take(written).filter(|byte| **byte == b'\n');
             return Err(LogError::Short {
                 path: self.path.clone(),
                 written,
                 wanted: lines.len(),
+                lines: whole.count(),
             });
         }
         tail.advance(seq - tail.next, written, head);

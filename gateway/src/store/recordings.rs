@@ -94,7 +94,7 @@ pub struct RecordingWriter {
 }
 
 impl RecordingWriter {
-    /// Creates the session's file in `dir` and `dir` itself (mode 0700). `meta` is an object that goes
+    /// Creates the session's file in `dir`, and `dir` itself (mode 0700) if it is not there. `meta` is an object that goes
     /// into the header beside the session and the time.
     pub fn create(
         dir: &Path,
@@ -111,17 +111,16 @@ impl RecordingWriter {
                 source,
             }
         };
-        DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(dir)
-            .map_err(failed("create", dir))?;
-        let file = OpenOptions::new()
-            .append(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)
-            .map_err(failed("create", &path))?;
+        let mut opened = open_new(&path);
+        if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) {
+            DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(dir)
+                .map_err(failed("create", dir))?;
+            opened = open_new(&path);
+        }
+        let file = opened.map_err(failed("create", &path))?;
         let mut writer = RecordingWriter {
             file,
             path,
@@ -230,6 +229,14 @@ impl RecordingWriter {
         let path = self.path.clone();
         RecordingError::Format { path, why }
     }
+}
+
+fn open_new(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
 }
 
 fn describe(session: SessionId, meta: &Value, now: SystemTime) -> Value {

@@ -9,7 +9,7 @@ use super::copying::{self, Layout, Listed};
 use super::meaning::{Decided, Meaning, Runs};
 use super::{Allowed, AllowedStatement, Analyst, Denied, Ruling};
 use crate::config::Target;
-use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict, evaluate};
+use crate::policy::{Denial, Operation, PolicySet, Principal, Verdict};
 use crate::sql::strings::Strings;
 use crate::sql::{self, Facts, Naming, Statement, Table, Verb};
 
@@ -49,8 +49,7 @@ pub struct Judge {
 impl Judge {
     /// May this agent open a session here?
     pub fn connect(&self, user: &str, replication: bool) -> Verdict {
-        evaluate(
-            &self.policies,
+        self.policies.decide(
             &self.principal,
             &Operation::Connect {
                 target: &self.target.name,
@@ -281,8 +280,7 @@ impl Judge {
     }
 
     fn evaluated(&self, statement: &Statement, parameters: &[String]) -> Verdict {
-        evaluate(
-            &self.policies,
+        self.policies.decide(
             &self.principal,
             &Operation::Sql {
                 target: &self.target.name,

@@ -11,6 +11,7 @@ use std::time::SystemTime;
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 
+use super::late::Late;
 use super::{Log, LogError, LogReader, State, Tail, io_error};
 use crate::audit::chain::{self, Record, Verifier};
 use crate::audit::event::{Event, SessionId};
@@ -48,6 +49,7 @@ impl Log {
             file,
             path,
             tail: Mutex::new(tail),
+            late: Late::default(),
             failed: AtomicBool::new(false),
         };
         log.read(&mut log.tail())?;

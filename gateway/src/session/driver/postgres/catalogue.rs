@@ -6,7 +6,7 @@
 //! [`FRESH`] or a statement changed the schema. When it cannot be had, statements are refused.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Mutex;
@@ -21,6 +21,9 @@ use crate::sql::{Table, unambiguous};
 /// How old an answer may be. A table that is replaced by another session under a masked name is
 /// noticed within this time.
 const FRESH: Duration = Duration::from_secs(5);
+
+/// From this age on, one statement asks again while the others go by the answer that there is.
+const AGEING: Duration = Duration::from_secs(4);
 
 /// Masked columns that are kept in mind, those of dropped tables among them.
 const MOST_REMEMBERED: usize = 1 << 20;
@@ -151,7 +154,16 @@ impl Catalogue {
 #[derive(Debug)]
 pub struct Catalogues {
     dial: Dial,
-    state: Mutex<State>,
+    /// Every statement reads it, so nobody waits with this lock in hand.
+    known: RwLock<Option<Known>>,
+    asking: Mutex<Asking>,
+}
+
+/// An answer, and when it was asked for.
+#[derive(Debug, Clone)]
+struct Known {
+    asked: Instant,
+    catalogue: Arc<Catalogue>,
 }
 
 /// A function of the target.
@@ -163,12 +175,10 @@ pub struct Function {
     pub arguments: Vec<u32>,
 }
 
+/// Whoever has the connection asks.
 #[derive(Debug, Default)]
-struct State {
+struct Asking {
     connection: Option<Connection>,
-    known: Option<Arc<Catalogue>>,
-    /// When it was asked; absent when it must be asked again.
-    asked: Option<Instant>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -179,44 +189,70 @@ impl Catalogues {
     pub fn new(dial: Dial) -> Self {
         Self {
             dial,
-            state: Mutex::default(),
+            known: RwLock::default(),
+            asking: Mutex::default(),
         }
     }
 
     /// The catalogue, at most [`FRESH`] old.
     pub async fn current(&self) -> Result<Arc<Catalogue>, CatalogueError> {
-        let masks = &self.dial.target.masks;
-        if masks.is_empty() {
+        if self.dial.target.masks.is_empty() {
             return Ok(Arc::default());
         }
-        let mut state = self.state.lock().await;
-        if let (Some(asked), Some(catalogue)) = (state.asked, &state.known)
-            && asked.elapsed() < FRESH
-        {
-            return Ok(Arc::clone(catalogue));
-        }
+        let asked = match self.known() {
+            Some(Known { asked, catalogue }) if asked.elapsed() < AGEING => return Ok(catalogue),
+            Some(Known { asked, catalogue }) if asked.elapsed() < FRESH => {
+                let Ok(mut asking) = self.asking.try_lock() else {
+                    return Ok(catalogue);
+                };
+                let anew = Box::pin(self.ask_anew(&mut asking)).await;
+                return Ok(anew.unwrap_or(catalogue));
+            }
+            Some(Known { asked, .. }) => Some(asked),
+            None => None,
+        };
         // Boxed: every statement comes by here, and few have to ask.
-        Box::pin(self.ask_anew(&mut state)).await
-    }
-
-    async fn ask_anew(&self, state: &mut State) -> Result<Arc<Catalogue>, CatalogueError> {
-        let masks = &self.dial.target.masks;
-        let asked = Instant::now();
-        let rows = self.ask(state, &question(masks)).await?;
-        let mut catalogue = read(&rows, masks)?;
-        if let Some(before) = &state.known {
-            catalogue.remember(before)?;
-        }
-        let catalogue = Arc::new(catalogue);
-        state.known = Some(Arc::clone(&catalogue));
-        state.asked = Some(asked);
-        Ok(catalogue)
+        Box::pin(self.newer_than(asked)).await
     }
 
     /// The catalogue as it is now.
     pub async fn renewed(&self) -> Result<Arc<Catalogue>, CatalogueError> {
-        self.state.lock().await.asked = None;
-        self.current().await
+        if self.dial.target.masks.is_empty() {
+            return Ok(Arc::default());
+        }
+        self.newer_than(Some(Instant::now())).await
+    }
+
+    /// Asks, unless somebody else has meanwhile.
+    async fn newer_than(&self, time: Option<Instant>) -> Result<Arc<Catalogue>, CatalogueError> {
+        let mut asking = self.asking.lock().await;
+        match self.known() {
+            Some(Known { asked, catalogue }) if Some(asked) > time => Ok(catalogue),
+            _ => self.ask_anew(&mut asking).await,
+        }
+    }
+
+    async fn ask_anew(&self, asking: &mut Asking) -> Result<Arc<Catalogue>, CatalogueError> {
+        let masks = &self.dial.target.masks;
+        let asked = Instant::now();
+        let rows = self.ask(asking, &question(masks)).await?;
+        let mut catalogue = read(&rows, masks)?;
+        if let Some(before) = self.known() {
+            catalogue.remember(&before.catalogue)?;
+        }
+        let catalogue = Arc::new(catalogue);
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(Known {
+            asked,
+            catalogue: Arc::clone(&catalogue),
+        });
+        Ok(catalogue)
+    }
+
+    fn known(&self) -> Option<Known> {
+        self.known
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// A function by its number; `None` if there is none, or only in a transaction that is still open.
@@ -226,8 +262,8 @@ impl Catalogues {
              FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
              WHERE p.oid = {oid}::pg_catalog.oid"
         );
-        let mut state = self.state.lock().await;
-        let rows = self.ask(&mut state, &question).await?;
+        let mut asking = self.asking.lock().await;
+        let rows = self.ask(&mut asking, &question).await?;
         let mut fields = rows.into_iter().flatten().flatten();
         Ok(fields.next().map(|name| Function {
             name,
@@ -242,14 +278,14 @@ impl Catalogues {
 
     async fn ask(
         &self,
-        state: &mut State,
+        asking: &mut Asking,
         question: &str,
     ) -> Result<Vec<Vec<Option<String>>>, CatalogueError> {
         // An idle connection may have been closed since: one fresh attempt.
-        if let Some(mut connection) = state.connection.take()
+        if let Some(mut connection) = asking.connection.take()
             && let Ok(rows) = upstream::ask(&mut connection, question).await
         {
-            state.connection = Some(connection);
+            asking.connection = Some(connection);
             return Ok(rows);
         }
         let mut connection = upstream::connect(&self.dial, &[])
@@ -258,7 +294,7 @@ impl Catalogues {
         let rows = upstream::ask(&mut connection, question)
             .await
             .map_err(|error| CatalogueError(error.to_string()))?;
-        state.connection = Some(connection);
+        asking.connection = Some(connection);
         Ok(rows)
     }
 }

@@ -34,6 +34,9 @@ use login::{Channel, Login, Next};
 /// (`PG_MAX_AUTH_TOKEN_LENGTH`). Nothing that a server says then comes near.
 const MAX_LOGIN_MESSAGE: usize = 65_535;
 
+/// How much of the login is read at once, in bytes: what a server says at its end comes together.
+const AT_ONCE: usize = 1 << 10;
+
 /// What a server may say of the session at the start; PostgreSQL says less than 1 KiB.
 const MAX_ANNOUNCED: usize = 1 << 20;
 
@@ -237,6 +240,7 @@ impl Connection {
     }
 
     async fn fill(&mut self) -> Result<(), UpstreamError> {
+        self.buffer.reserve(AT_ONCE);
         match self.reader.read_buf(&mut self.buffer).await? {
             0 => Err(UpstreamError::Closed),
             _ => Ok(()),

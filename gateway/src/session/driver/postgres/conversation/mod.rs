@@ -157,8 +157,10 @@ impl Conversation {
         }
     }
 
-    pub fn update_catalogue(&mut self, catalogue: Arc<Catalogue>) {
-        self.catalogue = catalogue;
+    pub fn update_catalogue(&mut self, catalogue: &Arc<Catalogue>) {
+        if !Arc::ptr_eq(&self.catalogue, catalogue) {
+            self.catalogue = Arc::clone(catalogue);
+        }
     }
 
     /// How the server reads the strings in the next text.

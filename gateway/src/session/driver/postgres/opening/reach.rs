@@ -13,9 +13,9 @@ use crate::intercept::dns::DnsError;
 use crate::policy::Login;
 use crate::session::driver::postgres::upstream::{self, Connection, Dial, UpstreamError};
 
-/// Where the session looks up names that have no schema, in order; pg_catalog is left out.
-const SCHEMAS: &str =
-    "SELECT pg_catalog.unnest(pg_catalog.current_schemas(false))::pg_catalog.text";
+/// Where the session looks up names that have no schema, in order and as an array; pg_catalog is left out. As rows
+/// it would take a server that has just started a quarter longer.
+const SCHEMAS: &str = "SELECT pg_catalog.current_schemas(false)::pg_catalog.text";
 
 /// Refusals that are about the target, or about what the agent brought along, and not about the gateway's login:
 /// values and names of settings, the database, room for connections, and starting, stopping and recovering.
@@ -134,14 +134,16 @@ impl Opening {
         let rows = upstream::ask(connection, SCHEMAS)
             .await
             .map_err(|error| self.unreachable(&error))?;
-        let schemas: Vec<&str> = rows
-            .iter()
+        let array = rows
+            .into_iter()
             .flatten()
-            .map(|schema| schema.as_deref().unwrap_or_default())
-            .collect();
-        if let [] | ["public"] = schemas[..] {
+            .flatten()
+            .next()
+            .unwrap_or_default();
+        if let "{}" | "{public}" = &array[..] {
             return Ok(());
         }
+        let schemas = array.trim_matches(['{', '}']).replace(',', ", ");
         Err(refusal(
             Stage::Upstream,
             "42501",
@@ -150,10 +152,7 @@ impl Opening {
                 "target \"{}\" looks tables up in other schemas than public",
                 self.target.name
             ),
-            format!(
-                "Rule target:search-path: the database role's search_path is {}.",
-                schemas.join(", ")
-            ),
+            format!("Rule target:search-path: the database role's search_path is {schemas}."),
             "Ask the operator to give the role the search_path \"public\"; other schemas can be named in statements.",
         ))
     }

@@ -510,18 +510,14 @@ impl<W: AsyncWrite + Unpin> Requests<'_, W> {
             true => Box::pin(self.catalogues.renewed()).await?,
             false => self.catalogues.current().await?,
         };
-        self.session
-            .conversation()
-            .update_catalogue(Arc::clone(&catalogue));
+        self.session.conversation().update_catalogue(&catalogue);
         Ok(catalogue)
     }
 
     /// The catalogue, asked anew.
     async fn renewed(&self) -> Result<Arc<Catalogue>, RelayError> {
         let catalogue = Box::pin(self.catalogues.renewed()).await?;
-        self.session
-            .conversation()
-            .update_catalogue(Arc::clone(&catalogue));
+        self.session.conversation().update_catalogue(&catalogue);
         Ok(catalogue)
     }
 

@@ -34,13 +34,11 @@ where
     loop {
         while let Some(outdated) = answers.take(session, &mut said)? {
             let renewed = Box::pin(catalogues.renewed()).await?;
-            session.conversation().update_catalogue(renewed);
+            session.conversation().update_catalogue(&renewed);
             answers.message(session, &outdated)?;
         }
         session.answered.notify_one();
-        for outcome in answers.done.drain(..) {
-            session.recorder.result(&outcome)?;
-        }
+        session.recorder.results(answers.done.drain(..))?;
         let recorded = session.recorder.response(answers.delivery.finish())?;
         session.delivering.store(true, Ordering::Relaxed);
         forward(agent, recorded)
