@@ -213,9 +213,9 @@ impl Server {
     fn admit(&mut self, socket: TcpStream, peer: SocketAddr) {
         let shared = Arc::clone(&self.gateway);
         if let Ok(slot) = Arc::clone(&self.room.sessions).try_acquire_owned() {
-            let session = |socket| async move {
+            let session = |socket, seat| async move {
                 session::serve(socket, shared).await;
-                drop(slot);
+                drop((slot, seat));
             };
             if let Err(error) = self.workers.run(socket, &mut self.sessions, session) {
                 tracing::error!(%error, "a connection was reset: no thread can take it");

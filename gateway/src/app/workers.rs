@@ -20,9 +20,13 @@ pub struct Workers(Vec<Worker>);
 #[derive(Debug)]
 struct Worker {
     runtime: Handle,
-    /// Each of its sessions holds one.
+    /// Each of its sessions holds one ([`Seat`]).
     sessions: Arc<()>,
 }
+
+/// A session's place on its worker, which counts it as long as this lives.
+#[derive(Debug)]
+pub struct Seat(#[expect(dead_code, reason = "it is counted, not read")] Arc<()>);
 
 impl Workers {
     pub fn start() -> io::Result<Self> {
@@ -31,34 +35,32 @@ impl Workers {
         Ok(Self(workers.collect::<io::Result<_>>()?))
     }
 
-    /// Runs a session on the worker that has the fewest. `tasks` learns how it ended.
+    /// Runs a session on the worker that has the fewest. `tasks` learns how it ended. The session keeps its
+    /// [`Seat`] to its end.
     pub fn run<S>(
         &self,
         socket: TcpStream,
         tasks: &mut JoinSet<()>,
-        session: impl FnOnce(TcpStream) -> S + Send + 'static,
+        session: impl FnOnce(TcpStream, Seat) -> S,
     ) -> io::Result<()>
     where
         S: Future<Output = ()> + Send + 'static,
     {
-        let fewest = self
+        let by_sessions = |worker: &&Worker| Arc::strong_count(&worker.sessions);
+        // There is one for each processor.
+        let worker = self
             .0
             .iter()
-            .min_by_key(|worker| Arc::strong_count(&worker.sessions));
-        // There is one for each processor.
-        let worker = fewest.ok_or(io::ErrorKind::NotFound)?;
-        let counted = Arc::clone(&worker.sessions);
+            .min_by_key(by_sessions)
+            .ok_or(io::ErrorKind::NotFound)?;
+        let seat = Seat(Arc::clone(&worker.sessions));
         // Its readiness is from now on told to that thread, by its own epoll.
         let socket = socket.into_std()?;
         let entered = worker.runtime.enter();
         let socket = TcpStream::from_std(socket)?;
         drop(entered);
-        let session = session(socket);
-        let it = async move {
-            session.await;
-            drop(counted);
-        };
-        tasks.spawn_on(it, &worker.runtime);
+        // As it is: in another future around it, it would lie in memory twice.
+        tasks.spawn_on(session(socket, seat), &worker.runtime);
         Ok(())
     }
 }

@@ -257,7 +257,7 @@ pub enum SessionOutcome {
 
 /// What every event of a session begins with: written once, since it is most of a line.
 #[derive(Clone, Debug)]
-pub struct Preamble(Vec<u8>);
+pub struct Preamble(Box<[u8]>);
 
 impl Preamble {
     /// # Errors
@@ -273,7 +273,7 @@ impl Preamble {
         // An object's members without its braces.
         bytes.pop();
         bytes.remove(0);
-        Ok(Preamble(bytes))
+        Ok(Preamble(bytes.into_boxed_slice()))
     }
 
     /// `"session":"…","agent":…`

@@ -2,6 +2,7 @@
 
 use bytes::{BufMut, BytesMut};
 
+use super::HEADER;
 use super::frontend::Object;
 use super::startup::{MAJOR, Negotiation};
 
@@ -223,6 +224,20 @@ pub fn function_call_of_nothing(out: &mut BytesMut) {
 /// COPY data, from either side.
 pub fn copy_data(out: &mut BytesMut, data: &[u8]) {
     message(out, b'd', |out| out.extend_from_slice(data));
+}
+
+/// CopyData of what `write` writes; no message if that is nothing, or if it fails.
+pub fn copied<E>(
+    out: &mut BytesMut,
+    write: impl FnOnce(&mut BytesMut) -> Result<(), E>,
+) -> Result<(), E> {
+    let before = out.len();
+    let mut written = Ok(());
+    message(out, b'd', |out| written = write(out));
+    if written.is_err() || out.len() == before + HEADER {
+        out.truncate(before);
+    }
+    written
 }
 
 /// A message of `tag` whose body is a note instead of the bytes it stands for.

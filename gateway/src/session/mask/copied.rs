@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use bytes::BytesMut;
-
 use super::{Delivery, MaskedColumn};
 use crate::protocol::postgres::backend::CopyResponse;
 use crate::protocol::postgres::copy::{Format, Rewriter};
@@ -27,7 +25,6 @@ impl CopyPlan {
         }
     }
 
-    #[cfg(test)]
     pub fn places(&self) -> Vec<usize> {
         self.columns.iter().map(|(place, _)| *place).collect()
     }
@@ -50,7 +47,7 @@ impl Copied {
                 "the target sends COPY data in another shape than the statement says, so it cannot be masked",
             ));
         }
-        let rewriter = Rewriter::new(plan.format.clone(), plan.width);
+        let rewriter = Rewriter::new(plan.format.clone(), plan.width, plan.places());
         Ok(Self { plan, rewriter })
     }
 
@@ -73,18 +70,18 @@ impl Delivery {
     /// Data that does not fit the statement: nothing is delivered.
     pub fn copied(&mut self, message: &Message, copied: &mut Copied) -> Result<u64, ProtocolError> {
         let mut masked = 0;
-        let mut out = BytesMut::with_capacity(message.body().len());
         let columns = &copied.plan.columns;
-        copied
-            .rewriter
-            .feed(message.body(), &mut out, &mut |place, value| {
-                let (_, column) = columns.iter().find(|(at, _)| *at == place)?;
-                masked += 1;
-                Some(column.transform.apply(value, column.takes_any_length()))
-            })?;
-        if !out.is_empty() {
-            self.bytes.write(|bytes| encode::copy_data(bytes, &out));
-        }
+        let rewriter = &mut copied.rewriter;
+        let mut edit = |place, value: &[u8]| {
+            let (_, column) = columns.iter().find(|(at, _)| *at == place)?;
+            masked += 1;
+            Some(column.transform.apply(value, column.takes_any_length()))
+        };
+        let mut fed = Ok(());
+        self.bytes.write(|bytes| {
+            fed = encode::copied(bytes, |out| rewriter.feed(message.body(), out, &mut edit));
+        });
+        fed?;
         Ok(masked)
     }
 }

@@ -47,6 +47,7 @@ impl Rows {
         &mut self,
         held: &mut BytesMut,
         width: usize,
+        columns: &[usize],
         out: &mut BytesMut,
         edit: Edit<'_>,
     ) -> Result<u64, CopyError> {
@@ -63,7 +64,7 @@ impl Rows {
                 },
                 Part::Rows => match find(held, width)? {
                     Found::Row(length) => {
-                        rewrite(&held.split_to(length), width, out, edit);
+                        rewrite(&held.split_to(length), width, columns, out, edit);
                         rows += 1;
                         self.needed = 0;
                     }
@@ -134,7 +135,7 @@ fn find(held: &[u8], width: usize) -> Result<Found, CopyError> {
     })
 }
 
-fn rewrite(row: &[u8], width: usize, out: &mut BytesMut, edit: Edit<'_>) {
+fn rewrite(row: &[u8], width: usize, columns: &[usize], out: &mut BytesMut, edit: Edit<'_>) {
     let mut rest = row;
     out.extend_from_slice(rest.get(..2).unwrap_or_default());
     rest.advance(rest.len().min(2));
@@ -146,7 +147,11 @@ fn rewrite(row: &[u8], width: usize, out: &mut BytesMut, edit: Edit<'_>) {
             continue;
         };
         let value = rest.get(..length).unwrap_or_default();
-        match edit(column, value) {
+        let edited = match columns.binary_search(&column) {
+            Ok(_) => edit(column, value),
+            Err(_) => None,
+        };
+        match edited {
             None => put(out, value),
             Some(Some(edited)) => put(out, &edited),
             Some(None) => out.put_i32(-1),

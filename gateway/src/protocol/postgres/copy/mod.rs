@@ -8,6 +8,7 @@
 //! its manual.
 
 use bytes::BytesMut;
+use memchr::memchr3;
 
 mod binary;
 mod blank;
@@ -112,6 +113,16 @@ impl Lexer {
         })
     }
 
+    /// How many bytes follow that are part of a value, whatever stands before and behind them.
+    fn plain(&self, bytes: &[u8]) -> usize {
+        match self.kind {
+            Kind::Text if !self.escaped => {
+                memchr3(b'\\', b'\n', self.delimiter, bytes).unwrap_or(bytes.len())
+            }
+            _ => 0,
+        }
+    }
+
     fn step(&mut self, byte: u8) -> Step {
         match self.kind {
             Kind::Text => {
@@ -149,6 +160,8 @@ pub struct Rewriter {
     format: Format,
     /// How many values a row has.
     width: usize,
+    /// Those that are edited, in order.
+    columns: Vec<usize>,
     shape: Shape,
     /// The beginning of a row whose end has not come.
     held: BytesMut,
@@ -169,7 +182,10 @@ enum Shape {
 }
 
 impl Rewriter {
-    pub fn new(format: Format, width: usize) -> Self {
+    /// `columns` are the places of those values, of the `width` in a row, that are to be edited.
+    pub fn new(format: Format, width: usize, mut columns: Vec<usize>) -> Self {
+        columns.sort_unstable();
+        columns.dedup();
         let shape = match Lexer::new(&format) {
             Some(lexer) => Shape::Lines {
                 lexer,
@@ -182,6 +198,7 @@ impl Rewriter {
         Self {
             format,
             width,
+            columns,
             shape,
             held: BytesMut::new(),
             rows: 0,
@@ -193,7 +210,8 @@ impl Rewriter {
         self.rows
     }
 
-    /// Takes a piece of data and writes to `out` what is whole of it. `edit` is asked about every value that is not NULL.
+    /// Takes a piece of data and writes to `out` what is whole of it. `edit` is asked about every value
+    /// of the columns to be edited that is not NULL.
     ///
     /// # Errors
     /// Data that does not fit the statement, of which nothing may be delivered.
@@ -206,7 +224,7 @@ impl Rewriter {
         self.held.extend_from_slice(data);
         match &mut self.shape {
             Shape::Binary(rows) => {
-                self.rows += rows.take(&mut self.held, self.width, out, edit)?;
+                self.rows += rows.take(&mut self.held, self.width, &self.columns, out, edit)?;
             }
             Shape::Lines { .. } => self.lines(out, edit)?,
         }
@@ -241,7 +259,11 @@ impl Rewriter {
         else {
             return Ok(());
         };
-        while let Some(byte) = self.held.get(*read) {
+        loop {
+            *read += lexer.plain(self.held.get(*read..).unwrap_or_default());
+            let Some(byte) = self.held.get(*read) else {
+                return Ok(());
+            };
             let step = lexer.step(*byte);
             *read += 1;
             if step == Step::Value {
@@ -256,41 +278,50 @@ impl Rewriter {
             }
             let row = self.held.split_to(*read);
             *read = 0;
-            let ends = std::mem::take(ends);
             if std::mem::take(header) {
                 out.extend_from_slice(&row);
-                continue;
-            }
-            if ends.len() != self.width {
+            } else if ends.len() == self.width {
+                rewrite(&self.format, &row, ends, &self.columns, out, edit);
+                self.rows += 1;
+            } else {
                 return Err(CopyError::Width {
                     expected: self.width,
                     found: ends.len(),
                 });
             }
-            rewrite(&self.format, &row, &ends, out, edit);
-            self.rows += 1;
+            ends.clear();
         }
-        Ok(())
     }
 }
 
 /// One row, its end of line included; `ends` is where its values end.
-fn rewrite(format: &Format, row: &[u8], ends: &[usize], out: &mut BytesMut, edit: Edit<'_>) {
-    let mut start = 0;
-    for (column, end) in ends.iter().enumerate() {
-        let raw = row.get(start..*end).unwrap_or_default();
-        let edited = field::decode(format, raw).and_then(|value| edit(column, &value));
-        match edited {
-            None => out.extend_from_slice(raw),
-            Some(value) => {
-                let alone = ends.len() == 1;
-                field::encode(format, value.as_deref(), alone, out);
-            }
-        }
-        // The delimiter or the end of the line.
-        out.extend_from_slice(row.get(*end..*end + 1).unwrap_or_default());
-        start = *end + 1;
+fn rewrite(
+    format: &Format,
+    row: &[u8],
+    ends: &[usize],
+    columns: &[usize],
+    out: &mut BytesMut,
+    edit: Edit<'_>,
+) {
+    let mut written = 0;
+    for column in columns {
+        let before = column.checked_sub(1).map(|before| ends.get(before));
+        let start = before.map_or(Some(0), |end| Some(end? + 1));
+        let Some((start, end)) = start.zip(ends.get(*column).copied()) else {
+            continue;
+        };
+        let raw = row.get(start..end).unwrap_or_default();
+        let decoded = field::decode(format, raw);
+        let Some(value) = decoded.and_then(|value| edit(*column, &value)) else {
+            continue;
+        };
+        // Everything since the last one, with its delimiters.
+        out.extend_from_slice(row.get(written..start).unwrap_or_default());
+        let alone = ends.len() == 1;
+        field::encode(format, value.as_deref(), alone, out);
+        written = end;
     }
+    out.extend_from_slice(row.get(written..).unwrap_or_default());
 }
 
 #[cfg(test)]

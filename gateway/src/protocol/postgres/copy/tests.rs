@@ -65,12 +65,12 @@ fn rewritten(
     pieces: &[&[u8]],
     edit: impl Fn(&[u8]) -> Option<Option<Vec<u8>>>,
 ) -> Result<(Vec<u8>, u64), CopyError> {
-    let mut rewriter = Rewriter::new(format.clone(), width);
+    let mut rewriter = Rewriter::new(format.clone(), width, vec![1]);
     let mut out = BytesMut::new();
     for piece in pieces {
-        rewriter.feed(piece, &mut out, &mut |column, value| match column {
-            1 => edit(value),
-            _ => None,
+        rewriter.feed(piece, &mut out, &mut |column, value| {
+            assert_eq!(column, 1);
+            edit(value)
         })?;
     }
     rewriter.finish()?;
