@@ -78,7 +78,7 @@ impl Plan {
         Self {
             loads: load::ALL,
             rounds: 5,
-            duration: Duration::from_secs(5),
+            duration: Duration::from_secs(3),
             results: shapes(false).chain(shapes(true)).collect(),
             result_rounds: 5,
             sessions: &[1_000, 5_000],

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
-use crate::{build_ebpf, lint, packages, test, toolchain};
+use crate::{bench, build_ebpf, lint, packages, test, toolchain};
 
 /// Long enough to walk through every message kind many times over from the seeds.
 const SECONDS: u32 = 60;
@@ -23,7 +23,8 @@ pub fn run(arguments: &[String]) -> Result<()> {
     match arguments {
         [] => {
             lint::run(&[])?;
-            test::run(&[])
+            test::run(&[])?;
+            bench::run(&["gate".to_owned()])
         }
         [flag, targets @ ..] if flag == "--fuzz" => fuzz(SECONDS, targets),
         [flag, targets @ ..] if flag.starts_with("--fuzz=") => {

@@ -20,7 +20,7 @@ pub use tally::MARK;
 use wire::Session;
 
 /// Between two connects, so that whoever accepts has finished with the one before.
-const PAUSE: Duration = Duration::from_micros(300);
+const PAUSE: Duration = Duration::from_millis(2);
 
 pub fn run(words: &[&str]) -> Result<()> {
     let found = match words {

@@ -237,6 +237,96 @@ fn a_failed_write_closes_the_log_until_it_is_opened_again() {
     );
 }
 
+fn late(log: &Log, statements: std::ops::RangeInclusive<u64>) {
+    let drafts = statements.map(|n| Draft::new(now(), &result(1, n)).unwrap());
+    log.append_late(drafts).unwrap();
+}
+
+#[test]
+fn late_lines_come_before_the_next_line_and_in_their_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), now()).unwrap();
+    late(&log, 1..=2);
+    late(&log, 3..=3);
+    assert_eq!(events(dir.path()), []);
+    assert_eq!(log.append(&start()).unwrap(), 4);
+    late(&log, 4..=4);
+    assert_eq!(log.append(&start()).unwrap(), 6);
+    let (one, two, three, four) = (result(1, 1), result(1, 2), result(1, 3), result(1, 4));
+    let expected = [one, two, three, start(), four, start()];
+    assert_eq!(events(dir.path()), expected);
+}
+
+#[test]
+fn too_many_late_lines_do_not_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Log::open(dir.path(), now()).unwrap();
+    late(&log, 1..=10_000);
+    assert_eq!(events(dir.path()).len(), 10_000);
+}
+
+#[tokio::test]
+async fn late_lines_are_written_when_nothing_else_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = std::sync::Arc::new(Log::open(dir.path(), now()).unwrap());
+    let writer = std::sync::Arc::clone(&log);
+    let writing = tokio::spawn(async move { writer.write_late_lines().await });
+    for n in 1..=3 {
+        late(&log, n..=n);
+        while events(dir.path()).len() < usize::try_from(n).unwrap() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+    writing.abort();
+}
+
+#[test]
+fn late_lines_that_cannot_be_written_are_written_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = Log::open(dir.path(), now()).unwrap();
+    late(&log, 1..=2);
+    let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let good = std::mem::replace(&mut log.file, full);
+    log.append(&intent(1, 9, "select 1")).unwrap_err();
+    log.append(&intent(1, 9, "select 1")).unwrap_err();
+    late(&log, 3..=3);
+    log.file = good;
+    log.reopen(now()).unwrap();
+    log.append(&start()).unwrap();
+    // Not the intents: those statements did not run.
+    let expected = [result(1, 1), result(1, 2), result(1, 3), start()];
+    assert_eq!(events(dir.path()), expected);
+}
+
+#[test]
+fn late_lines_that_were_written_before_the_disk_was_full_are_not_written_twice() {
+    if let Some(dir) = in_child() {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGXFSZ);
+        signals.thread_block().unwrap();
+        let log = Log::open(&dir, now()).unwrap();
+        log.append(&result(1, 1)).unwrap();
+        let line = std::fs::metadata(file_in(&dir)).unwrap().len();
+        late(&log, 2..=4);
+        setrlimit(Resource::RLIMIT_FSIZE, 5 * line / 2, 1 << 30).unwrap();
+        let error = log.append(&intent(1, 9, "select 1")).unwrap_err();
+        assert!(matches!(error, LogError::Short { lines: 1, .. }), "{error}");
+        setrlimit(Resource::RLIMIT_FSIZE, 1 << 30, 1 << 30).unwrap();
+        log.reopen(now()).unwrap();
+        log.append(&start()).unwrap();
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let name = "late_lines_that_were_written_before_the_disk_was_full_are_not_written_twice";
+    assert!(child(name, dir.path()).status().unwrap().success());
+    let events = events(dir.path());
+    let results = (1..=4).map(|n| result(1, n));
+    let others = |event: &&Event| !matches!(event, Event::LogRecovered { .. });
+    let expected: Vec<Event> = results.chain([start()]).collect();
+    let found: Vec<Event> = events.iter().filter(others).cloned().collect();
+    assert_eq!((found, events.len()), (expected, 6));
+}
+
 #[test]
 fn a_full_disk_closes_the_log_and_the_next_start_recovers() {
     if let Some(dir) = in_child() {
