@@ -55,11 +55,12 @@ fn rewritten(
     data: &[u8],
     masks: bool,
 ) -> Result<Vec<u8>, CopyError> {
-    let mut rewriter = Rewriter::new(format.clone(), width);
+    let columns = if masks { vec![0] } else { Vec::new() };
+    let mut rewriter = Rewriter::new(format.clone(), width, columns);
     let mut out = BytesMut::new();
     for piece in data.chunks(cut) {
-        rewriter.feed(piece, &mut out, &mut |column, _| {
-            (masks && column == 0).then(|| Some(b"[redacted]".to_vec()))
+        rewriter.feed(piece, &mut out, &mut |_, _| {
+            Some(Some(b"[redacted]".to_vec()))
         })?;
     }
     rewriter.finish()?;

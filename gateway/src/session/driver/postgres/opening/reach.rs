@@ -140,7 +140,7 @@ impl Opening {
             .flatten()
             .next()
             .unwrap_or_default();
-        if let "{}" | "{public}" = &array[..] {
+        if let "{}" | "{public}" = array.as_str() {
             return Ok(());
         }
         let schemas = array.trim_matches(['{', '}']).replace(',', ", ");
