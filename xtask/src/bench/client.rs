@@ -19,8 +19,8 @@ mod wire;
 pub use tally::MARK;
 use wire::Session;
 
-/// Between two connects, so that whoever accepts has finished with the one before.
-const PAUSE: Duration = Duration::from_millis(2);
+/// Between a connect, its close and the next connect, so that whoever accepts has finished with what was before.
+const PAUSE: Duration = Duration::from_millis(1);
 
 pub fn run(words: &[&str]) -> Result<()> {
     let found = match words {
@@ -84,15 +84,18 @@ fn say_and_wait(word: &str) -> Result<()> {
 /// connect(2) and close(2) alone: nothing is sent, and nobody on the other side is waited for.
 fn connects(count: usize) -> Result<Value> {
     let address = wire::address()?;
-    let mut micros = Vec::new();
+    let (mut connects, mut closes) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let begun = Instant::now();
         let socket = TcpStream::connect(&address)?;
+        connects.push(begun.elapsed().as_secs_f64() * 1e6);
+        thread::sleep(PAUSE);
+        let begun = Instant::now();
         drop(socket);
-        micros.push(begun.elapsed().as_secs_f64() * 1e6);
+        closes.push(begun.elapsed().as_secs_f64() * 1e6);
         thread::sleep(PAUSE);
     }
-    Ok(quartiles(micros))
+    Ok(json!({ "connect": quartiles(connects), "close": quartiles(closes) }))
 }
 
 /// From connect to the first ReadyForQuery.

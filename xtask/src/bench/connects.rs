@@ -30,33 +30,30 @@ pub fn bystanders(site: &Site<'_>, rounds: usize) -> Result<Vec<Value>> {
             site.guard("unload")?;
         }
     }
-    Ok(vec![
-        row("connect and close, others, no guard", &without, &without),
-        row("connect and close, others, guard loaded", &with, &without),
-    ])
+    let mut rows = rows("others, no guard", &without, &without);
+    rows.extend(self::rows("others, guard loaded", &with, &without));
+    Ok(rows)
 }
 
-/// Of agents, beside others'.
+/// Of agents, beside those of others, to a server that does nothing and to the port that agents are redirected to.
 pub fn agents(site: &Site<'_>, rounds: usize) -> Result<Vec<Value>> {
-    let (mut redirected, mut others) = (Vec::new(), Vec::new());
+    let (mut redirected, mut same, mut others) = (Vec::new(), Vec::new(), Vec::new());
     let (agents, bystanders) = (&site.gateway()?.cgroup, site.bystanders()?);
     for round in 0..rounds {
         toolchain::progress(&format!("connects of agents, round {}", round + 1));
         others.push(connects(site, Some(&bystanders), site.sink.port)?);
+        same.push(connects(site, Some(&bystanders), site.listen)?);
         redirected.push(connects(site, agents.as_deref(), site.database.port)?);
     }
-    Ok(vec![
-        row(
-            "connect and close, others, gateway running",
-            &others,
-            &others,
-        ),
-        row(
-            "connect and close, agents, redirected",
-            &redirected,
-            &others,
-        ),
-    ])
+    let mut rows = rows("others, gateway running", &others, &others);
+    // They are not let in, but they wake the same process: the difference to agents is what the kernel programs do.
+    rows.extend(self::rows(
+        "others, to the gateway's own port",
+        &same,
+        &others,
+    ));
+    rows.extend(self::rows("agents, redirected there", &redirected, &same));
+    Ok(rows)
 }
 
 /// From connect to ReadyForQuery, over every way.
@@ -69,7 +66,7 @@ pub fn logins(site: &Site<'_>, rounds: usize) -> Result<Vec<Value>> {
             let way = &site.ways[index];
             let before = evidence::mark(site)?;
             let words = site.client(&["logins", &LOGINS.to_string()]);
-            medians[index].push(median(site.command(way, &words))?);
+            medians[index].push(median(&run(site.command(way, &words))?)?);
             evidence::check(
                 site,
                 way,
@@ -96,19 +93,48 @@ pub fn logins(site: &Site<'_>, rounds: usize) -> Result<Vec<Value>> {
         .collect())
 }
 
-fn connects(site: &Site<'_>, cgroup: Option<&Path>, port: u16) -> Result<f64> {
-    let words = site.client(&["connects", CONNECTS]);
-    median(site.command_in(cgroup, port, &words))
+/// Medians of connect(2) and of close(2), in microseconds.
+#[derive(Debug, Clone, Copy)]
+struct Calls {
+    connect: f64,
+    close: f64,
 }
 
-fn median(mut command: std::process::Command) -> Result<f64> {
+fn connects(site: &Site<'_>, cgroup: Option<&Path>, port: u16) -> Result<Calls> {
+    let words = site.client(&["connects", CONNECTS]);
+    let found = run(site.command_in(cgroup, port, &words))?;
+    Ok(Calls {
+        connect: median(&found["connect"])?,
+        close: median(&found["close"])?,
+    })
+}
+
+fn rows(whose: &str, rounds: &[Calls], against: &[Calls]) -> Vec<Value> {
+    let row_of = |call: &str, of: fn(&Calls) -> f64| {
+        let medians = |rounds: &[Calls]| rounds.iter().map(of).collect::<Vec<_>>();
+        row(
+            &format!("{call}, {whose}"),
+            &medians(rounds),
+            &medians(against),
+        )
+    };
+    vec![
+        row_of("connect", |calls| calls.connect),
+        row_of("close", |calls| calls.close),
+    ]
+}
+
+fn run(mut command: std::process::Command) -> Result<Value> {
     let output = command.stderr(Stdio::piped()).output()?;
     ensure!(
         output.status.success(),
         "a client failed: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let found: Value = serde_json::from_slice(&output.stdout)?;
+    Ok(serde_json::from_slice(&output.stdout)?)
+}
+
+fn median(found: &Value) -> Result<f64> {
     found["median"]
         .as_f64()
         .context("the client tells a median")

@@ -165,9 +165,10 @@ fn connects(page: &mut String, rows: &Value) -> Result<()> {
         return Ok(());
     }
     page.push_str(
-        "\n## Connecting\n\nConnect and close are connect(2) and close(2) alone, of a process that waits for nobody; *others* are processes below\n\
+        "\n## Connecting\n\nConnect and close are connect(2) and close(2) alone, 1 ms apart, so that whoever accepts has done its part; *others* are processes below\n\
          the guard's cgroup that are no agents. A login goes from connect to the first ReadyForQuery. *Over*: what it is more than for\n\
-         others without the guard, for others beside it, and for the hop.\n\n\
+         others without the guard, for others beside it; for agents, than for others who wake the same process without being redirected; for logins, than\n\
+         for the hop.\n\n\
          | what | µs | over |\n| --- | --: | --: |\n",
     );
     for row in rows {
