@@ -277,9 +277,6 @@ fn everything(plan: &Plan, mut site: Site<'_>) -> Result<Value> {
         rounds => connecting.extend(connects::bystanders(&site, rounds)?),
     }
     site.start_gateway()?;
-    if plan.peers {
-        site.start_peers()?;
-    }
     if plan.connects > 0 {
         connecting.extend(connects::agents(&site, plan.connects)?);
     }
@@ -292,6 +289,9 @@ fn everything(plan: &Plan, mut site: Site<'_>) -> Result<Value> {
     // Before the loads: after each result the log is verified, and now it is short.
     let results = results::measure(&site, &plan.results, plan.result_rounds)?;
     report::print_results(&results);
+    if plan.peers {
+        site.start_peers()?;
+    }
     let cells = rounds(plan.loads, plan.rounds, plan.duration, &site)?;
     let loads = loads(plan, &cells)?;
     // At the end: a file system that has just deleted a site's files is slow to make new ones.

@@ -109,7 +109,8 @@ fn pgbouncer(port: u16, server: u16) -> String {
         "[databases]\n{name} = host=127.0.0.1 port={server} dbname={name} user={user}\n\
          [pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\nauth_type = any\n\
          pool_mode = session\nmax_client_conn = 6000\ndefault_pool_size = 5200\n\
-         server_reset_query =\nserver_reset_query_always = 0\nlog_connections = 0\nlog_disconnections = 0\n\
+         server_reset_query =\nserver_reset_query_always = 0\n\
+         server_idle_timeout = 86400\nserver_lifetime = 86400\nlog_connections = 0\nlog_disconnections = 0\n\
          ignore_startup_parameters = extra_float_digits\n",
         name = database::NAME,
         user = database::USER,

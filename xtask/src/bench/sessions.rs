@@ -13,13 +13,9 @@ use super::site::{Site, Way};
 use crate::demo::database;
 use crate::toolchain;
 
-/// More than this the server does not take from a pool besides its other clients.
-const MOST_POOLED: usize = 1_000;
-
 /// Holds `count` sessions on each way that is a process of its own.
 pub fn measure(site: &Site<'_>, count: usize) -> Result<Vec<Value>> {
-    let held = site.ways.iter();
-    let held = held.filter(|way| way.pid.is_some() && !(way.pools && count > MOST_POOLED));
+    let held = site.ways.iter().filter(|way| way.pid.is_some());
     held.map(|way| hold(site, way, count)).collect()
 }
 

@@ -22,9 +22,6 @@ const SCALE: &str = "10";
 /// Sessions that are held, and some more.
 const SESSIONS: usize = 5_400;
 
-/// What peers keep open at the server when their clients have gone.
-const POOLED: usize = 1_600;
-
 /// File descriptors: two for each session of the gateway, and its recording.
 const DESCRIPTORS: &str = "20000";
 
@@ -101,7 +98,7 @@ impl<'a> Site<'a> {
         Command::new("prlimit")
             .args(["--pid", &own, &limit])
             .status()?;
-        let connections = format!("max_connections={}", SESSIONS + POOLED);
+        let connections = format!("max_connections={SESSIONS}");
         let settings = [
             connections.as_str(),
             "autovacuum=off",
