@@ -474,6 +474,9 @@ fn guard_load_thaws() {
     let freezer = group.join("cgroup.freeze");
     let frozen = || fs::read_to_string(&freezer).expect("the group is there") == "1\n";
     eventually("the agents are frozen", PATIENCE, || frozen().then_some(()));
+    // It freezes before it says so; whoever asks is answered when the round is over.
+    let client = Client::new(&installation.broker_socket());
+    until(&client, |state| !state.problems.is_empty() && state.frozen);
     let log = installation.end_broker(Signal::SIGKILL);
     assert!(log.contains("ALARM") && log.contains("connect4"), "{log}");
     installation.sluice(["guard", "load"]).succeeds();
