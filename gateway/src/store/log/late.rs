@@ -71,9 +71,10 @@ impl Log {
     /// appended from now on.
     ///
     /// # Errors
-    /// When too many wait already, and they cannot be written. They stay.
+    /// When the log is closed, or too many wait and cannot be written: nothing may follow from them. They stay, to be written
+    /// when the log is open again.
     pub fn append_late(&self, drafts: impl IntoIterator<Item = Draft>) -> Result<(), LogError> {
-        if self.late.add(drafts) >= ROOM {
+        if self.late.add(drafts) >= ROOM || !self.is_open() {
             return self.write_late();
         }
         self.late.came.notify_one();

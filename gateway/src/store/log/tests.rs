@@ -238,8 +238,11 @@ fn a_failed_write_closes_the_log_until_it_is_opened_again() {
 }
 
 fn late(log: &Log, statements: std::ops::RangeInclusive<u64>) {
-    let drafts = statements.map(|n| Draft::new(now(), &result(1, n)).unwrap());
-    log.append_late(drafts).unwrap();
+    append_late(log, statements).unwrap();
+}
+
+fn append_late(log: &Log, statements: std::ops::RangeInclusive<u64>) -> Result<(), LogError> {
+    log.append_late(statements.map(|n| Draft::new(now(), &result(1, n)).unwrap()))
 }
 
 #[test]
@@ -289,7 +292,9 @@ fn late_lines_that_cannot_be_written_are_written_later() {
     let good = std::mem::replace(&mut log.file, full);
     log.append(&intent(1, 9, "select 1")).unwrap_err();
     log.append(&intent(1, 9, "select 1")).unwrap_err();
-    late(&log, 3..=3);
+    // Whoever ends a statement now is told, so that its agent is not; the line is kept all the same.
+    let error = append_late(&log, 3..=3).unwrap_err();
+    assert!(matches!(error, LogError::Closed { .. }), "{error}");
     log.file = good;
     log.reopen(now()).unwrap();
     log.append(&start()).unwrap();
